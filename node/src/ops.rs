@@ -1,0 +1,5 @@
+//! What operators see: metrics, health, logs, lifecycle events.
+
+pub mod health;
+pub mod lifecycle;
+pub mod metrics;

@@ -1,0 +1,1 @@
+//! Routes: which record becomes an event of which stream.

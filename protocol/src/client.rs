@@ -1,0 +1,16 @@
+//! Client protocol v1: the JSON text frames between an edge and its clients, typed in both directions.
+//!
+//! - [`ClientMessage`]: what a client asks.
+//! - [`ControlMessage`]: what an edge says; everything with an `"event"` field.
+//! - [`DataMessage`]: one event of a stream, `{"stream","sequence","previous","data"}`.
+//! - [`ErrorCode`] and [`CloseCode`]: an API of their own, each with a rule whether to come back.
+
+mod codes;
+mod request;
+mod server;
+
+pub use codes::{CloseCode, ErrorCode};
+pub use request::{ClientMessage, MAX_CLIENT_FRAME_BYTES, MAX_STREAMS_PER_REQUEST, ProtocolError, RequestId};
+pub use server::{
+    ControlMessage, DataMessage, InvalidServerMessage, Limits, Rejection, ServerMessage, write_data_message,
+};

@@ -1,0 +1,159 @@
+//! Server → client.
+
+use std::{borrow::Cow, collections::BTreeMap};
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::{ErrorCode, RequestId};
+use crate::{Epoch, Position, Previous, Sequence, StreamName};
+
+/// What an edge allows one connection; part of `welcome`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Subscriptions at once.
+    pub streams: usize,
+    /// Bytes of one message from the client.
+    pub message_bytes: usize,
+    /// Frames the edge keeps for a client that reads slowly, before it closes with 4408.
+    pub queue_frames: usize,
+    /// Bytes the edge keeps for such a client.
+    pub queue_bytes: usize,
+}
+
+/// One stream of a request that was refused, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rejection {
+    /// As the client wrote it, so no [`StreamName`].
+    pub stream: String,
+    pub code: ErrorCode,
+    pub message: String,
+}
+
+/// Everything an edge says that is not data.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum ControlMessage {
+    /// The first message on a connection.
+    Welcome {
+        /// Unique on its edge while that runs; names the connection in the edge's log.
+        connection: String,
+        node: String,
+        region: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        user: Option<String>,
+        limits: Limits,
+    },
+    /// Everything after `positions` will be delivered; a stream without an event so far has none.
+    Subscribed {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<RequestId>,
+        streams: Vec<StreamName>,
+        positions: BTreeMap<StreamName, Position>,
+        rejected: Vec<Rejection>,
+    },
+    Unsubscribed {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<RequestId>,
+        streams: Vec<StreamName>,
+        /// Where each stream stood.
+        positions: BTreeMap<StreamName, Position>,
+        rejected: Vec<Rejection>,
+    },
+    /// The connection's subscriptions.
+    Streams {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<RequestId>,
+        streams: Vec<StreamName>,
+        positions: BTreeMap<StreamName, Position>,
+    },
+    Pong {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<RequestId>,
+        /// Milliseconds since 1970 UTC, by the edge's clock.
+        timestamp: u64,
+    },
+    /// Nothing else was written for five seconds.
+    Heartbeat { timestamp: u64 },
+    /// What follows on this stream is numbered in another epoch.
+    Reset { stream: StreamName, epoch: Epoch },
+    Error {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<RequestId>,
+        code: ErrorCode,
+        message: String,
+    },
+    /// The edge goes away: reconnect to any edge after so many milliseconds.
+    Draining {
+        #[serde(rename = "reconnectAfter")]
+        reconnect_after: u64,
+    },
+}
+
+impl ControlMessage {
+    /// The JSON text of the frame.
+    pub fn to_json(&self) -> String {
+        // Strings, integers and lists of them: nothing in here can fail to be JSON.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+/// One event, as a client receives it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct DataMessage<'a> {
+    pub stream: StreamName,
+    pub sequence: Sequence,
+    /// `null` where no event before this one is known.
+    pub previous: Option<Sequence>,
+    /// Exact JSON text.
+    #[serde(borrow)]
+    pub data: &'a RawValue,
+}
+
+/// Appends the text of a data message: `{"stream","sequence","previous","data"}`, fields in this order.
+pub fn write_data_message(
+    out: &mut Vec<u8>,
+    stream: &StreamName,
+    sequence: Sequence,
+    previous: Previous,
+    data: &[u8],
+) {
+    use std::io::Write;
+    // Stream names hold no character that JSON escapes, and writing to a Vec cannot fail.
+    let _ = match previous.sequence() {
+        Some(previous) => {
+            write!(out, r#"{{"stream":"{stream}","sequence":{sequence},"previous":{previous},"data":"#)
+        }
+        None => write!(out, r#"{{"stream":"{stream}","sequence":{sequence},"previous":null,"data":"#),
+    };
+    out.extend_from_slice(data);
+    out.push(b'}');
+}
+
+/// What a client receives.
+#[derive(Clone, Debug)]
+pub enum ServerMessage<'a> {
+    Data(DataMessage<'a>),
+    Control(ControlMessage),
+}
+
+/// A text that is no message of an edge.
+#[derive(Debug, thiserror::Error)]
+#[error("not a message of protocol v1: {0}")]
+pub struct InvalidServerMessage(#[from] serde_json::Error);
+
+impl<'a> ServerMessage<'a> {
+    /// Parses a text frame of an edge.
+    pub fn parse(text: &'a str) -> Result<Self, InvalidServerMessage> {
+        #[derive(Deserialize)]
+        struct Kind<'a> {
+            #[serde(borrow)]
+            event: Option<Cow<'a, str>>,
+        }
+        let kind: Kind<'_> = serde_json::from_str(text)?;
+        Ok(match kind.event {
+            Some(_) => Self::Control(serde_json::from_str(text)?),
+            None => Self::Data(serde_json::from_str(text)?),
+        })
+    }
+}

@@ -1,0 +1,289 @@
+//! The bytes on the mesh. The only module that knows bincode.
+//!
+//! bincode is no longer developed (RUSTSEC-2025-0141); version 2.0.1, its standard configuration, is pinned by golden
+//! bytes in `tests/golden.rs`, so that another implementation of the same format can take its place. Everything starts with a version byte, and
+//! an unknown version is refused by name.
+//!
+//! A batch on the wire: version byte, bincode of the batch, 64 bytes of Ed25519 signature. A question and an answer
+//! about heads: version byte, bincode.
+
+use bincode::{BorrowDecode, Encode, config};
+use bytes::Bytes;
+
+use crate::{
+    Batch, Epoch, Event, Position, Previous, PublisherKey, Sequence, Topic,
+    batch::{MAX_BATCH_EVENTS, SIGNATURE_BYTES},
+    event::MAX_EVENT_DATA_BYTES,
+    head::{Head, HeadReply, HeadRequest, MAX_HEAD_STREAMS},
+    position::SequenceTooLarge,
+    stream::InvalidStreamName,
+    topic::InvalidTopic,
+};
+
+/// The version this code writes, and the only one it reads.
+pub const VERSION: u8 = 1;
+
+/// Largest envelope, in bytes: two of the largest events, or a thousand of the usual 200 to 500 bytes. The mesh's
+/// frame limit is 4 MiB and is compared with several frames at once, so this stays well below it.
+pub const MAX_ENVELOPE_BYTES: usize = 1024 * 1024;
+
+/// Largest question or answer about heads: [`MAX_HEAD_STREAMS`] of the longest names.
+pub const MAX_HEAD_BYTES: usize = 160 * 1024;
+
+/// What decoding may claim in memory before it is refused; events are larger in memory than on the wire.
+const DECODE_LIMIT: usize = 4 * 1024 * 1024;
+
+fn bincode_config() -> config::Configuration<config::LittleEndian, config::Varint, config::Limit<DECODE_LIMIT>>
+{
+    config::standard().with_limit::<DECODE_LIMIT>()
+}
+
+/// Why bytes cannot be read, or a message cannot be written.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CodecError {
+    #[error("{bytes} bytes are more than the {limit} allowed")]
+    TooLarge { bytes: usize, limit: usize },
+    #[error("the message is cut short")]
+    Short,
+    #[error("version {0} of the mesh protocol is not known here, only version {VERSION}")]
+    UnknownVersion(u8),
+    #[error("not the format of version {VERSION}: {0}")]
+    Format(String),
+    #[error("{0} bytes are left over after the message")]
+    Trailing(usize),
+    #[error("a batch holds 1 to {MAX_BATCH_EVENTS} events, not {0}")]
+    EventCount(usize),
+    #[error("data of {0} bytes; one event has at most {MAX_EVENT_DATA_BYTES}")]
+    DataTooLarge(usize),
+    #[error("stream {0} is not of the batch's topic")]
+    ForeignStream(String),
+    #[error("{0} streams asked about; at most {MAX_HEAD_STREAMS} at once")]
+    StreamCount(usize),
+    #[error(transparent)]
+    Topic(#[from] InvalidTopic),
+    #[error(transparent)]
+    Stream(#[from] InvalidStreamName),
+    #[error(transparent)]
+    Sequence(#[from] SequenceTooLarge),
+}
+
+#[derive(Encode, BorrowDecode)]
+struct WireBatch<'a> {
+    publisher: [u8; 32],
+    boot: u64,
+    counter: u64,
+    topic: &'a str,
+    events: Vec<WireEvent<'a>>,
+}
+
+#[derive(Encode, BorrowDecode)]
+struct WireEvent<'a> {
+    stream: &'a str,
+    epoch: u64,
+    sequence: u64,
+    previous: WirePrevious,
+    engine_time_us: u64,
+    data: &'a str,
+}
+
+#[derive(Encode, BorrowDecode)]
+enum WirePrevious {
+    At(u64),
+    Unknown { read_from: u64 },
+}
+
+#[derive(Encode, BorrowDecode)]
+struct WireHeadRequest<'a> {
+    topic: &'a str,
+    streams: Vec<&'a str>,
+}
+
+#[derive(Encode, BorrowDecode)]
+enum WireHead {
+    At { epoch: u64, sequence: u64 },
+    Empty,
+    UnknownChannel,
+    Private,
+}
+
+/// Encodes a batch; `sign` makes the signature of what precedes it.
+pub(crate) fn encode_batch(
+    batch: &Batch,
+    sign: impl FnOnce(&[u8]) -> [u8; SIGNATURE_BYTES],
+) -> Result<Vec<u8>, CodecError> {
+    check_event_count(batch.events.len())?;
+    let topic = batch.topic.to_string();
+    let events =
+        batch.events.iter().map(|event| wire_event(&batch.topic, event)).collect::<Result<_, _>>()?;
+    let wire = WireBatch {
+        publisher: batch.publisher.0,
+        boot: batch.boot,
+        counter: batch.counter,
+        topic: &topic,
+        events,
+    };
+    let mut envelope = encode(&wire)?;
+    let signature = sign(&envelope);
+    envelope.extend_from_slice(&signature);
+    check_size(envelope.len(), MAX_ENVELOPE_BYTES)?;
+    Ok(envelope)
+}
+
+fn wire_event<'a>(topic: &Topic, event: &'a Event) -> Result<WireEvent<'a>, CodecError> {
+    if !topic.carries(&event.stream) {
+        return Err(CodecError::ForeignStream(event.stream.to_string()));
+    }
+    if event.data.len() > MAX_EVENT_DATA_BYTES {
+        return Err(CodecError::DataTooLarge(event.data.len()));
+    }
+    Ok(WireEvent {
+        stream: event.stream.as_str(),
+        epoch: event.epoch.as_u64(),
+        sequence: event.sequence.get(),
+        previous: match event.previous {
+            Previous::At(previous) => WirePrevious::At(previous.get()),
+            Previous::Unknown { read_from } => WirePrevious::Unknown { read_from: read_from.get() },
+        },
+        engine_time_us: event.engine_time_us,
+        data: std::str::from_utf8(&event.data).map_err(|error| CodecError::Format(error.to_string()))?,
+    })
+}
+
+/// Decodes an envelope without judging its signature. Returns how many bytes the signature covers. The events' data
+/// share the envelope's memory.
+pub(crate) fn decode_batch(envelope: &Bytes) -> Result<(Batch, usize), CodecError> {
+    check_size(envelope.len(), MAX_ENVELOPE_BYTES)?;
+    let body_bytes = envelope.len().checked_sub(SIGNATURE_BYTES).ok_or(CodecError::Short)?;
+    let wire: WireBatch<'_> = decode(&envelope[..body_bytes])?;
+    check_event_count(wire.events.len())?;
+    let topic: Topic = wire.topic.parse()?;
+    let events =
+        wire.events.iter().map(|event| event_of(envelope, &topic, event)).collect::<Result<_, _>>()?;
+    let batch = Batch {
+        publisher: PublisherKey(wire.publisher),
+        boot: wire.boot,
+        counter: wire.counter,
+        topic,
+        events,
+    };
+    Ok((batch, body_bytes))
+}
+
+fn event_of(envelope: &Bytes, topic: &Topic, wire: &WireEvent<'_>) -> Result<Event, CodecError> {
+    let event = Event {
+        stream: wire.stream.parse()?,
+        epoch: Epoch::from_u64(wire.epoch),
+        sequence: Sequence::new(wire.sequence)?,
+        previous: match wire.previous {
+            WirePrevious::At(previous) => Previous::At(Sequence::new(previous)?),
+            WirePrevious::Unknown { read_from } => Previous::Unknown { read_from: Sequence::new(read_from)? },
+        },
+        engine_time_us: wire.engine_time_us,
+        data: envelope.slice_ref(wire.data.as_bytes()),
+    };
+    if !topic.carries(&event.stream) {
+        return Err(CodecError::ForeignStream(event.stream.to_string()));
+    }
+    if event.data.len() > MAX_EVENT_DATA_BYTES {
+        return Err(CodecError::DataTooLarge(event.data.len()));
+    }
+    Ok(event)
+}
+
+/// Encodes a question about heads.
+pub fn encode_head_request(request: &HeadRequest) -> Result<Vec<u8>, CodecError> {
+    check_stream_count(request.streams.len())?;
+    let topic = request.topic.to_string();
+    encode(&WireHeadRequest {
+        topic: &topic,
+        streams: request.streams.iter().map(|stream| stream.as_str()).collect(),
+    })
+}
+
+/// Decodes a question about heads.
+pub fn decode_head_request(bytes: &[u8]) -> Result<HeadRequest, CodecError> {
+    check_size(bytes.len(), MAX_HEAD_BYTES)?;
+    let wire: WireHeadRequest<'_> = decode(bytes)?;
+    check_stream_count(wire.streams.len())?;
+    let topic: Topic = wire.topic.parse()?;
+    let mut streams = Vec::with_capacity(wire.streams.len());
+    for name in wire.streams {
+        let stream = name.parse()?;
+        if !topic.carries(&stream) {
+            return Err(CodecError::ForeignStream(name.to_owned()));
+        }
+        streams.push(stream);
+    }
+    Ok(HeadRequest { topic, streams })
+}
+
+/// Encodes an answer about heads.
+pub fn encode_head_reply(reply: &HeadReply) -> Result<Vec<u8>, CodecError> {
+    check_stream_count(reply.heads.len())?;
+    let heads: Vec<WireHead> = reply
+        .heads
+        .iter()
+        .map(|head| match head {
+            Head::At(position) => {
+                WireHead::At { epoch: position.epoch.as_u64(), sequence: position.sequence.get() }
+            }
+            Head::Empty => WireHead::Empty,
+            Head::UnknownChannel => WireHead::UnknownChannel,
+            Head::Private => WireHead::Private,
+        })
+        .collect();
+    encode(&heads)
+}
+
+/// Decodes an answer about heads.
+pub fn decode_head_reply(bytes: &[u8]) -> Result<HeadReply, CodecError> {
+    check_size(bytes.len(), MAX_HEAD_BYTES)?;
+    let wire: Vec<WireHead> = decode(bytes)?;
+    check_stream_count(wire.len())?;
+    let heads = wire
+        .into_iter()
+        .map(|head| {
+            Ok(match head {
+                WireHead::At { epoch, sequence } => {
+                    Head::At(Position { epoch: Epoch::from_u64(epoch), sequence: Sequence::new(sequence)? })
+                }
+                WireHead::Empty => Head::Empty,
+                WireHead::UnknownChannel => Head::UnknownChannel,
+                WireHead::Private => Head::Private,
+            })
+        })
+        .collect::<Result<_, CodecError>>()?;
+    Ok(HeadReply { heads })
+}
+
+fn encode(message: &impl Encode) -> Result<Vec<u8>, CodecError> {
+    let mut bytes = vec![VERSION];
+    bincode::encode_into_std_write(message, &mut bytes, bincode_config())
+        .map_err(|error| CodecError::Format(error.to_string()))?;
+    Ok(bytes)
+}
+
+fn decode<'de, T: BorrowDecode<'de, ()>>(bytes: &'de [u8]) -> Result<T, CodecError> {
+    let (&version, body) = bytes.split_first().ok_or(CodecError::Short)?;
+    if version != VERSION {
+        return Err(CodecError::UnknownVersion(version));
+    }
+    let (message, read) = bincode::borrow_decode_from_slice(body, bincode_config())
+        .map_err(|error| CodecError::Format(error.to_string()))?;
+    if read != body.len() {
+        return Err(CodecError::Trailing(body.len() - read));
+    }
+    Ok(message)
+}
+
+fn check_size(bytes: usize, limit: usize) -> Result<(), CodecError> {
+    if bytes <= limit { Ok(()) } else { Err(CodecError::TooLarge { bytes, limit }) }
+}
+
+fn check_event_count(count: usize) -> Result<(), CodecError> {
+    if (1..=MAX_BATCH_EVENTS).contains(&count) { Ok(()) } else { Err(CodecError::EventCount(count)) }
+}
+
+fn check_stream_count(count: usize) -> Result<(), CodecError> {
+    if (1..=MAX_HEAD_STREAMS).contains(&count) { Ok(()) } else { Err(CodecError::StreamCount(count)) }
+}

@@ -1,0 +1,34 @@
+//! Wire types and pure logic of tickmesh. No I/O, no async runtime, no libp2p: everything here is a plain
+//! function of its inputs, so that it can be tested in virtual time and fuzzed.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`stream`] | [`StreamName`], what a client subscribes to |
+//! | [`position`] | [`Sequence`], [`Epoch`], [`Position`]: where an event stands on its stream |
+//! | [`event`] | [`Event`], one message of one stream |
+//! | [`topic`] | [`Topic`], the bucket of streams that peers gossip about |
+//! | [`batch`] | [`Batch`], what a publisher signs and sends at once |
+//! | [`codec`] | the bytes on the mesh; the only module that knows bincode |
+//! | [`head`] | the question "where does this stream stand", asked by an edge that joins |
+//! | [`client`] | the JSON frames between an edge and its clients |
+//! | [`sequencer`] | log positions → sequence and `previous` |
+//! | [`link`] | received events → deliver, duplicate, gap, reset |
+//! | [`rank`] | which of the ingest peers leads a topic |
+
+pub mod batch;
+pub mod client;
+pub mod codec;
+pub mod event;
+pub mod head;
+pub mod link;
+pub mod position;
+pub mod rank;
+pub mod sequencer;
+pub mod stream;
+pub mod topic;
+
+pub use batch::{Batch, PublisherKey, SignedBatch, SigningKey};
+pub use event::Event;
+pub use position::{Epoch, Position, Previous, Sequence};
+pub use stream::StreamName;
+pub use topic::Topic;
