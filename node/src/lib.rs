@@ -1,7 +1,6 @@
 //! tickmesh, a WebSocket broker for exchanges: ingest peers read an event log and publish it on a gossipsub mesh, edge
 //! peers push it to clients. ARCHITECTURE.md has the map; [`app`] is the only place that wires the parts together.
 
-pub mod app;
 pub mod config;
 pub mod edge;
 pub mod ingest;

@@ -1,0 +1,208 @@
+//! jq programs over one record, by jaq, under a budget of steps.
+//!
+//! The programs come from the operator, the records from outside, and together they must not stop the stream: a program
+//! that takes more than [`MAX_STEPS`] steps on a record is ended, and the record is a dead letter. Filters that depend on
+//! anything but the record (`now`, `env`, `input`, `halt`, `debug`) do not exist here, so that every ingest peer makes
+//! the same of it.
+
+use std::{
+    cell::Cell,
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+};
+
+use jaq_core::{
+    Compiler, Ctx, DataT, Lut, Vars,
+    data::HasLut,
+    load::{Arena, File, Loader, parse::Def},
+};
+use jaq_json::{Val, read, write};
+use serde::de::IgnoredAny;
+
+/// Steps one program may take on one record. A projection of a record takes some tens, a walk over a book of a thousand
+/// levels some thousands. It also bounds recursion: at some kilobytes per step in a debug build, this many need less than
+/// the stack of the ingest thread ([`STACK_BYTES`]).
+pub const MAX_STEPS: u32 = 20_000;
+
+/// Stack of a thread that runs programs: [`MAX_STEPS`] nested steps at up to 12 KiB each in a debug build. Only what is
+/// used of it is ever backed by memory.
+pub const STACK_BYTES: usize = 256 * 1024 * 1024;
+
+/// Deepest nesting of a record's value, as in serde_json: parsers that recurse, here and at the clients, stay safe.
+pub const MAX_DEPTH: usize = 128;
+
+/// Filters whose outcome depends on more than the record, or that reach outside the program.
+const REMOVED: &[&str] =
+    &["now", "env", "halt", "halt_error", "debug", "debug_empty", "stderr", "stderr_empty", "input", "inputs"];
+
+/// jaq's own `range` produces any number of outputs in one step; this one takes steps.
+const RANGE: &str = "def range($from; $to; $by): $from |
+    def rec: if ($by > 0 and . < $to) or ($by < 0 and . > $to) or ($by == 0 and . != $to)
+        then ., (. + $by | rec) else empty end;
+    rec;";
+
+/// A compiled program.
+pub struct Filter(jaq_core::Filter<Budgeted>);
+
+/// A record's value, parsed once for all programs that look at it.
+pub struct Input(Val);
+
+/// Why a program made nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum JqError {
+    #[error("jq does not compile: {0}")]
+    Compile(String),
+    #[error("jq failed: {0}")]
+    Run(String),
+    #[error("jq made no output")]
+    NoOutput,
+    #[error("jq made more than one output")]
+    SeveralOutputs,
+    #[error("jq took more than {MAX_STEPS} steps")]
+    Budget,
+    #[error("jq made what JSON cannot express: {0}")]
+    NotJson(String),
+}
+
+/// Parses a record's value: strict JSON (RFC 8259), not the superset that jaq reads.
+pub fn parse(value: &[u8]) -> Result<Input, String> {
+    check(value)?;
+    read::parse_single(value).map(Input).map_err(|error| error.to_string())
+}
+
+/// Refuses values nested deeper than [`MAX_DEPTH`]. A bracket inside a string does not nest.
+pub fn check_depth(value: &[u8]) -> Result<(), String> {
+    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
+    for byte in value {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' if !in_string => depth += 1,
+            b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > MAX_DEPTH {
+            return Err(format!("nested deeper than {MAX_DEPTH} levels"));
+        }
+    }
+    Ok(())
+}
+
+/// Whether bytes are one JSON text in UTF-8, and not nested too deep.
+fn check(value: &[u8]) -> Result<(), String> {
+    check_depth(value)?;
+    let text = std::str::from_utf8(value).map_err(|error| error.to_string())?;
+    serde_json::from_str::<IgnoredAny>(text).map_err(|error| error.to_string())?;
+    Ok(())
+}
+
+impl Filter {
+    pub fn compile(program: &str) -> Result<Self, JqError> {
+        let kept = |def: &Def<&'static str>| !REMOVED.contains(&def.name) && !is_range(def.name, def.args.len());
+        let range = jaq_core::load::parse(RANGE, |parser| parser.defs()).unwrap_or_default();
+        let defs = jaq_core::defs().chain(jaq_std::defs()).chain(jaq_json::defs());
+        let mut defs: Vec<_> = defs.filter(kept).collect();
+        // A definition sees only those before it: this one goes in front of the first that calls it.
+        let at = defs.iter().position(|def| def.name == "range").unwrap_or(defs.len());
+        defs.splice(at..at, range);
+        let funs = jaq_core::funs().chain(jaq_std::funs()).chain(jaq_json::funs());
+        let funs = funs.filter(|(name, args, _)| !REMOVED.contains(name) && !is_range(name, args.len()));
+
+        let arena = Arena::default();
+        let modules = Loader::new(defs)
+            .load(&arena, File { code: program, path: () })
+            .map_err(|errors| JqError::Compile(describe_load(&errors)))?;
+        Compiler::default()
+            .with_funs(funs)
+            .compile(modules)
+            .map(Self)
+            .map_err(|errors| JqError::Compile(describe_undefined(&errors)))
+    }
+
+    /// Runs the program and returns its one output as JSON text.
+    pub fn run_to_json(&self, input: &Input) -> Result<Vec<u8>, JqError> {
+        json_of(&self.run(input)?)
+    }
+
+    /// Runs the program and returns its one output if that is a string, and its JSON text in short if it is not.
+    pub fn run_to_text(&self, input: &Input) -> Result<Result<String, String>, JqError> {
+        Ok(match self.run(input)? {
+            Val::TStr(bytes) => {
+                Ok(String::from_utf8(bytes.to_vec()).map_err(|error| JqError::NotJson(error.to_string()))?)
+            }
+            other => Err(other.to_string().chars().take(64).collect()),
+        })
+    }
+
+    fn run(&self, input: &Input) -> Result<Val, JqError> {
+        let steps = Cell::new(MAX_STEPS);
+        let run = || {
+            let data = Budget { lut: &self.0.lut, steps: &steps };
+            let mut outputs = self.0.id.run((Ctx::<Budgeted>::new(data, Vars::new([])), input.0.clone()));
+            let first = outputs.next().ok_or(JqError::NoOutput)?;
+            let first = first.map_err(|error| match error.get_err() {
+                Ok(error) => JqError::Run(error.to_string().chars().take(256).collect()),
+                Err(_) => JqError::Run("halt or break outside of its label".into()),
+            })?;
+            if outputs.next().is_some() { Err(JqError::SeveralOutputs) } else { Ok(first) }
+        };
+        // jaq is safe code over reference counts: unwinding through it frees what it held and leaves nothing broken.
+        catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|payload| {
+            if payload.is::<OutOfSteps>() { Err(JqError::Budget) } else { resume_unwind(payload) }
+        })
+    }
+}
+
+fn is_range(name: &str, args: usize) -> bool {
+    name == "range" && args == 3
+}
+
+fn json_of(value: &Val) -> Result<Vec<u8>, JqError> {
+    let mut text = Vec::with_capacity(256);
+    write::write(&mut text, &write::Pp::default(), 0, value).map_err(|error| JqError::NotJson(error.to_string()))?;
+    // jaq writes NaN, byte strings and keys that are no strings as they are; JSON and the clients know none of them.
+    check(&text).map_err(JqError::NotJson)?;
+    Ok(text)
+}
+
+/// Counts every step jaq takes: it looks each one up in the table it gets from here.
+struct Budgeted;
+
+#[derive(Clone)]
+struct Budget<'a> {
+    lut: &'a Lut<Budgeted>,
+    steps: &'a Cell<u32>,
+}
+
+/// The payload that unwinds out of a program without budget; no panic, so no panic hook is called.
+struct OutOfSteps;
+
+impl DataT for Budgeted {
+    type V<'a> = Val;
+    type Data<'a> = Budget<'a>;
+}
+
+impl<'a> HasLut<'a, Budgeted> for Budget<'a> {
+    fn lut(&self) -> &'a Lut<Budgeted> {
+        match self.steps.get().checked_sub(1) {
+            Some(left) => self.steps.set(left),
+            None => resume_unwind(Box::new(OutOfSteps)),
+        }
+        self.lut
+    }
+}
+
+fn describe_load<S: fmt::Debug, P>(errors: &jaq_core::load::Errors<S, P>) -> String {
+    let first = errors.iter().map(|(_, error)| format!("{error:?}")).next();
+    first.unwrap_or_default().chars().take(256).collect()
+}
+
+fn describe_undefined<S: fmt::Display, P>(errors: &jaq_core::compile::Errors<S, P>) -> String {
+    let undefined: Vec<String> = errors
+        .iter()
+        .flat_map(|(_, errors)| errors)
+        .map(|(name, undefined)| format!("undefined {} {name}", undefined.as_str()))
+        .collect();
+    undefined.join(", ")
+}

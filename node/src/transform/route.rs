@@ -1,0 +1,57 @@
+//! The configuration of a route.
+
+use tickmesh_protocol::stream::is_part;
+
+use super::jq::Filter;
+use crate::config::Section;
+
+/// One `[[route]]` of the configuration. Its jq programs have been seen to compile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteConfig {
+    /// Name of the source whose records it takes.
+    pub source: String,
+    /// Glob over the source's topics.
+    pub topic: String,
+    /// A channel name, or a jq program that makes one.
+    pub channel: String,
+    /// jq program that makes the key.
+    pub key: String,
+    /// jq program that makes the data; the record's value as it is, if left out.
+    pub data: Option<String>,
+}
+
+impl RouteConfig {
+    pub fn read(mut section: Section) -> Option<Self> {
+        let source = section.required("source");
+        let topic = section.or("topic", "*".to_owned());
+        let channel: Option<String> = section.required("channel");
+        let key: Option<String> = section.required("key");
+        let data: Option<String> = section.optional("data");
+        check_only(&mut section, "retain", "none");
+        check_only(&mut section, "on_slow", "disconnect");
+        if let Some(channel) = channel.as_deref().filter(|channel| !is_part(channel)) {
+            check_jq(&section, "channel", channel);
+        }
+        for (name, program) in [("key", &key), ("data", &data)] {
+            if let Some(program) = program {
+                check_jq(&section, name, program);
+            }
+        }
+        section.finish();
+        Some(Self { source: source?, topic, channel: channel?, key: key?, data })
+    }
+}
+
+/// Settings that have one value in this version: any other is refused rather than ignored.
+fn check_only(section: &mut Section, key: &'static str, only: &str) {
+    let value = section.or(key, only.to_owned());
+    if value != only {
+        section.fault(key, format!("{value:?} is not supported by this version; only {only:?} is"));
+    }
+}
+
+fn check_jq(section: &Section, key: &str, program: &str) {
+    if let Err(error) = Filter::compile(program) {
+        section.fault(key, error);
+    }
+}
