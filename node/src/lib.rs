@@ -6,5 +6,6 @@ pub mod edge;
 pub mod ingest;
 pub mod mesh;
 pub mod ops;
+pub mod ports;
 pub mod source;
 pub mod transform;

@@ -110,7 +110,9 @@ impl Transform {
             key = tickmesh_protocol::stream::escape_key(&key);
         }
         let data = match &route.data {
-            Some(filter) => filter.run_to_json(input).map_err(|error| Rejected::Jq { part: "data", error })?.into(),
+            Some(filter) => {
+                filter.run_to_json(input).map_err(|error| Rejected::Jq { part: "data", error })?.into()
+            }
             None => value.slice_ref(value.trim_ascii()),
         };
         transformed(StreamName::new(&channel, &key, None)?, data)

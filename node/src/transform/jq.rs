@@ -32,8 +32,18 @@ pub const STACK_BYTES: usize = 256 * 1024 * 1024;
 pub const MAX_DEPTH: usize = 128;
 
 /// Filters whose outcome depends on more than the record, or that reach outside the program.
-const REMOVED: &[&str] =
-    &["now", "env", "halt", "halt_error", "debug", "debug_empty", "stderr", "stderr_empty", "input", "inputs"];
+const REMOVED: &[&str] = &[
+    "now",
+    "env",
+    "halt",
+    "halt_error",
+    "debug",
+    "debug_empty",
+    "stderr",
+    "stderr_empty",
+    "input",
+    "inputs",
+];
 
 /// jaq's own `range` produces any number of outputs in one step; this one takes steps.
 const RANGE: &str = "def range($from; $to; $by): $from |
@@ -99,7 +109,8 @@ fn check(value: &[u8]) -> Result<(), String> {
 
 impl Filter {
     pub fn compile(program: &str) -> Result<Self, JqError> {
-        let kept = |def: &Def<&'static str>| !REMOVED.contains(&def.name) && !is_range(def.name, def.args.len());
+        let kept =
+            |def: &Def<&'static str>| !REMOVED.contains(&def.name) && !is_range(def.name, def.args.len());
         let range = jaq_core::load::parse(RANGE, |parser| parser.defs()).unwrap_or_default();
         let defs = jaq_core::defs().chain(jaq_std::defs()).chain(jaq_json::defs());
         let mut defs: Vec<_> = defs.filter(kept).collect();
@@ -160,7 +171,8 @@ fn is_range(name: &str, args: usize) -> bool {
 
 fn json_of(value: &Val) -> Result<Vec<u8>, JqError> {
     let mut text = Vec::with_capacity(256);
-    write::write(&mut text, &write::Pp::default(), 0, value).map_err(|error| JqError::NotJson(error.to_string()))?;
+    write::write(&mut text, &write::Pp::default(), 0, value)
+        .map_err(|error| JqError::NotJson(error.to_string()))?;
     // jaq writes NaN, byte strings and keys that are no strings as they are; JSON and the clients know none of them.
     check(&text).map_err(JqError::NotJson)?;
     Ok(text)

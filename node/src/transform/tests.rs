@@ -37,7 +37,8 @@ fn a_route_makes_stream_and_data() {
         Some("{price: .p, quantity: .q, timestamp: .t}"),
     )]);
     let (stream, data) =
-        one(&trades, "market.trades", r#"{"symbol":"BTC_USDT","p":"36200.50","q":1.10,"t":1724548381123}"#).unwrap();
+        one(&trades, "market.trades", r#"{"symbol":"BTC_USDT","p":"36200.50","q":1.10,"t":1724548381123}"#)
+            .unwrap();
     assert_eq!(stream, "trades.btc_usdt");
     assert_eq!(data, r#"{"price":"36200.50","quantity":1.10,"timestamp":1724548381123}"#);
 }
@@ -99,7 +100,8 @@ fn a_topic_no_route_takes_is_said() {
 
 #[test]
 fn failing_programs_say_why() {
-    let run = |program: &str| Filter::compile(program).unwrap().run_to_json(&parse(b"{\"a\":\"x\"}").unwrap());
+    let run =
+        |program: &str| Filter::compile(program).unwrap().run_to_json(&parse(b"{\"a\":\"x\"}").unwrap());
     assert!(matches!(run(".a + 1"), Err(JqError::Run(_))));
     assert!(matches!(run("empty"), Err(JqError::NoOutput)));
     assert!(matches!(run("1, 2"), Err(JqError::SeveralOutputs)));
