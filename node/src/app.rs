@@ -1,1 +1,269 @@
-//! The only wiring: bind, run, drain.
+//! The only wiring of a peer: bind, start, drain. Everything else knows its own stage and [`crate::ports`].
+
+mod connect;
+
+use std::{
+    collections::HashSet,
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use anyhow::Context;
+use axum::Router;
+use libp2p::Multiaddr;
+use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+use self::connect::{MeshOutlet, MeshUpstream};
+use crate::{
+    config::{Config, IngestRole},
+    edge,
+    ingest::{self, DeadLetters},
+    mesh::{self, Identity, MeshHandle, NetworkKey},
+    ops::{
+        self,
+        health::Health,
+        lifecycle::LifecycleEvents,
+        metrics::Registry,
+    },
+    source::SourceMetrics,
+};
+
+/// Batches on their way from the mesh to the hub: some seconds of a busy mesh. The hub never waits, so more would only
+/// hide that it has no CPU.
+const EDGE_INPUT_BATCHES: usize = 8192;
+
+/// Inputs on their way from the mesh to ingest; ingest may wait for the mesh while these gather.
+const INGEST_INPUTS: usize = 8192;
+
+/// Groups of records on their way from a source to ingest. A source makes groups of some hundred, so this is enough to
+/// keep ingest busy, and little enough to be lost with the process: the log has them.
+const SOURCE_EVENTS: usize = 64;
+
+/// How long one stage may take to end before the next is told to.
+const STAGE_END: Duration = Duration::from_millis(1200);
+
+/// A peer whose ports are taken, and that does nothing yet.
+pub struct Bound {
+    config: Config,
+    edge: Option<edge::Bound>,
+    ops: TcpListener,
+}
+
+/// A peer at work.
+pub struct Running {
+    /// Where other peers reach it, with its peer id.
+    pub mesh_addrs: Vec<Multiaddr>,
+    stages: Stages,
+}
+
+/// The stages, each with the token that ends it, in the direction of the data.
+#[derive(Default)]
+struct Stages {
+    sources: Vec<Stage>,
+    ingest: Option<(CancellationToken, thread::JoinHandle<()>)>,
+    edge: Option<Stage>,
+    mesh: Option<Stage>,
+    ops: Option<Stage>,
+}
+
+struct Stage {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+/// Takes the ports of a peer.
+///
+/// # Errors
+/// If one is taken or not allowed; the message names the key.
+pub fn bind(config: Config) -> anyhow::Result<Bound> {
+    let edge = match config.edge.clone() {
+        Some(edge) => {
+            let listen = edge.listen;
+            Some(edge::bind(edge).with_context(|| format!("cannot listen on {listen} (edge.listen)"))?)
+        }
+        None => None,
+    };
+    let listen = config.ops.listen;
+    let ops = TcpListener::bind(listen).with_context(|| format!("cannot listen on {listen} (ops.listen)"))?;
+    ops.set_nonblocking(true)?;
+    Ok(Bound { config, edge, ops })
+}
+
+impl Bound {
+    /// Where clients connect, with the edge role.
+    pub fn edge_addr(&self) -> Option<SocketAddr> {
+        self.edge.as_ref().map(edge::Bound::local_addr)
+    }
+
+    /// Where operators look.
+    pub fn ops_addr(&self) -> anyhow::Result<SocketAddr> {
+        Ok(self.ops.local_addr()?)
+    }
+
+    /// Starts everything. `pages` are served beside `/ws`.
+    ///
+    /// # Errors
+    /// If the mesh cannot listen, or a thread cannot be started. Logs that do not answer are no error: they are waited
+    /// for.
+    pub async fn start(
+        self,
+        identity: Identity,
+        network_key: NetworkKey,
+        pages: Router,
+    ) -> anyhow::Result<Running> {
+        let Self { config, edge, ops } = self;
+        let registry = Registry::new();
+        registry.build_info(&config.name, &config.region);
+        let health = Health::default();
+        let lifecycle = LifecycleEvents::new(&registry);
+        let dead_letters = DeadLetters::default();
+        let mut stages = Stages::default();
+
+        let (edge_input, batches) = mpsc::channel(EDGE_INPUT_BATCHES);
+        let (ingest_input, inputs) = mpsc::channel(INGEST_INPUTS);
+        let ports = mesh::Ports {
+            edge: edge.is_some().then_some(edge_input),
+            ingest: config.ingest.is_some().then_some(ingest_input),
+        };
+        let mesh_stop = CancellationToken::new();
+        let signing_key = identity.signing_key();
+        let (mesh, task) =
+            mesh::start(config.mesh.clone(), identity, network_key, ports, &registry, mesh_stop.clone())
+                .await
+                .context("cannot start the mesh (mesh.listen)")?;
+        stages.mesh = Some(Stage { stop: mesh_stop, task });
+
+        if let Some(edge) = edge {
+            let parts = edge::Parts {
+                node: edge::NodeInfo { name: config.name.clone(), region: config.region.clone() },
+                private: config.private.clone(),
+                upstream: Arc::new(MeshUpstream(mesh.clone())),
+                batches,
+                pages: pages.merge(ops::http::health_router(health.clone())),
+                registry: registry.clone(),
+                lifecycle: lifecycle.clone(),
+            };
+            let stop = CancellationToken::new();
+            let run = edge.run(parts, stop.clone());
+            stages.edge = Some(Stage { stop, task: tokio::spawn(run) });
+        }
+
+        if let Some(role) = config.ingest {
+            let lanes = start_sources(role.sources, &role.routes, &registry, &health, &mut stages);
+            let parts = ingest::Parts {
+                config: role.ingest,
+                private: config.private.clone(),
+                key: signing_key,
+                lanes,
+                mesh: inputs,
+                outlet: Arc::new(MeshOutlet(mesh.clone())),
+                dead_letters: dead_letters.clone(),
+                registry: registry.clone(),
+                lifecycle,
+            };
+            let stop = CancellationToken::new();
+            stages.ingest =
+                Some((stop.clone(), ingest::spawn(parts, stop).context("cannot start the ingest thread")?));
+        }
+
+        stages.ops = Some(serve_ops(ops, registry, health, dead_letters)?);
+        Ok(Running { mesh_addrs: mesh.listen_addrs().to_vec(), stages })
+    }
+}
+
+/// One task per source; ingest gets the other end of each.
+fn start_sources(
+    role: IngestRole,
+    registry: &Registry,
+    health: &Health,
+    stages: &mut Stages,
+) -> Vec<ingest::Lane> {
+    let metrics = SourceMetrics::new(registry);
+    role.sources
+        .into_iter()
+        .map(|config| {
+            let name = config.name().to_owned();
+            let (output, events) = mpsc::channel(SOURCE_EVENTS);
+            let source = config.open(&metrics, health.condition(format!("source {name}")));
+            let stop = CancellationToken::new();
+            stages.sources.push(Stage { task: tokio::spawn(source.run(output, stop.clone())), stop });
+            let routes = role.routes.iter().filter(|route| route.source == name).cloned().collect();
+            ingest::Lane { source: name, routes, events }
+        })
+        .collect()
+}
+
+fn serve_ops(
+    listener: TcpListener,
+    registry: Registry,
+    health: Health,
+    dead_letters: DeadLetters,
+) -> anyhow::Result<Stage> {
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let letters = move || serde_json::json!({ "dead_letters": dead_letters.list() });
+    let router = ops::http::router(registry, health, letters);
+    let stop = CancellationToken::new();
+    let stopped = stop.clone();
+    let task = tokio::spawn(async move {
+        let served = axum::serve(listener, router).with_graceful_shutdown(stopped.cancelled_owned()).await;
+        if let Err(error) = served {
+            tracing::error!(%error, "operators' pages ended");
+        }
+    });
+    Ok(Stage { stop, task })
+}
+
+impl Running {
+    /// Ends the stages one after the other, in the direction of the data, so that what was read is still delivered.
+    pub async fn drain(self) {
+        let Stages { sources, ingest, edge, mesh, ops } = self.stages;
+        for source in &sources {
+            source.stop.cancel();
+        }
+        for source in sources {
+            source.end("source").await;
+        }
+        if let Some((stop, thread)) = ingest {
+            stop.cancel();
+            let ended = tokio::task::spawn_blocking(|| thread.join());
+            if timeout(STAGE_END, ended).await.is_err() {
+                tracing::warn!(stage = "ingest", "did not end in time");
+            }
+        }
+        for (name, stage) in [("edge", edge), ("mesh", mesh), ("ops", ops)] {
+            if let Some(stage) = stage {
+                stage.end(name).await;
+            }
+        }
+    }
+}
+
+impl Stage {
+    async fn end(self, name: &str) {
+        self.stop.cancel();
+        match timeout(STAGE_END, self.task).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(stage = name, %error, "failed"),
+            Err(_) => tracing::warn!(stage = name, "did not end in time"),
+        }
+    }
+}
+
+/// Resolves when the process is asked to end: SIGTERM or Ctrl-C.
+pub async fn asked_to_stop() {
+    let mut terminate = match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+        Ok(terminate) => terminate,
+        Err(error) => {
+            tracing::error!(%error, "SIGTERM is not heard; only Ctrl-C ends this process");
+            let _ = tokio::signal::ctrl_c().await;
+            return;
+        }
+    };
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!(signal = "SIGTERM", "asked to stop"),
+        _ = tokio::signal::ctrl_c() => tracing::info!(signal = "SIGINT", "asked to stop"),
+    }
+}

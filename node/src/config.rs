@@ -1,5 +1,212 @@
-//! The configuration of one peer, checked whole before anything starts.
+//! The configuration of one peer: one TOML file, every key also from the environment, checked whole before anything
+//! starts. Each module reads its own section; this file puts them together and checks what spans several.
 
+mod environment;
 pub mod reader;
 
-pub use reader::{Fault, Faults, Section, Size, Span};
+use std::{
+    collections::{BTreeSet, HashSet},
+    fmt, fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use toml::Table;
+
+pub use self::reader::{Fault, Faults, Section, Size, Span};
+use crate::{edge, ingest, mesh, ops, source, transform::RouteConfig};
+
+/// Channels that are private unless the configuration lists others.
+pub fn default_private() -> HashSet<String> {
+    ["orders", "balances", "positions", "account"].map(str::to_owned).into()
+}
+
+/// Everything one peer is told, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub name: String,
+    pub region: String,
+    /// Channels whose streams belong to one user each.
+    pub private: Arc<HashSet<String>>,
+    pub mesh: mesh::Config,
+    /// With the edge role.
+    pub edge: Option<edge::Config>,
+    /// With the ingest role.
+    pub ingest: Option<IngestRole>,
+    pub ops: ops::Config,
+}
+
+/// What a peer with the ingest role is told besides.
+#[derive(Clone, Debug)]
+pub struct IngestRole {
+    pub ingest: ingest::Config,
+    pub sources: Vec<source::Config>,
+    pub routes: Vec<RouteConfig>,
+}
+
+/// A configuration that is not used, because of these faults.
+#[derive(Debug)]
+pub struct InvalidConfig {
+    pub file: PathBuf,
+    pub faults: Vec<Fault>,
+}
+
+impl fmt::Display for InvalidConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let file = self.file.display();
+        for (index, fault) in self.faults.iter().enumerate() {
+            if index > 0 {
+                writeln!(f)?;
+            }
+            match fault.key.as_str() {
+                "" => write!(f, "{file}: {}", fault.reason)?,
+                key => write!(f, "{file}: {key}: {}", fault.reason)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for InvalidConfig {}
+
+/// Why a configuration was not loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("cannot read {}: {error}", file.display())]
+    Read { file: PathBuf, error: io::Error },
+    #[error(transparent)]
+    Invalid(#[from] InvalidConfig),
+}
+
+impl Config {
+    /// Loads and checks a file together with the environment's `TICKMESH_` variables. Files that it names are relative to
+    /// its own folder. Binds nothing, starts nothing, writes nothing.
+    ///
+    /// # Errors
+    /// Every fault at once.
+    pub fn load(file: &Path) -> Result<Self, LoadError> {
+        let text = fs::read_to_string(file).map_err(|error| LoadError::Read { file: file.into(), error })?;
+        Ok(Self::parse(&text, file, std::env::vars())?)
+    }
+
+    /// Checks a configuration text with the given environment.
+    pub fn parse(
+        text: &str,
+        file: &Path,
+        environment: impl Iterator<Item = (String, String)>,
+    ) -> Result<Self, InvalidConfig> {
+        let faults = Faults::default();
+        let mut table: Table = match text.parse() {
+            Ok(table) => table,
+            Err(error) => {
+                faults.push("", error.to_string().trim());
+                return Err(InvalidConfig { file: file.into(), faults: faults.take() });
+            }
+        };
+        environment::apply(&mut table, environment, &faults);
+        let config = Self::read(table, file.parent().unwrap_or(Path::new("")), &faults);
+        let faults = faults.take();
+        match config {
+            Some(config) if faults.is_empty() => Ok(config),
+            _ => Err(InvalidConfig { file: file.into(), faults }),
+        }
+    }
+
+    fn read(table: Table, folder: &Path, faults: &Faults) -> Option<Self> {
+        let mut root = Section::root(table, faults.clone());
+
+        let mut node = root.section("node");
+        let name = node.required::<String>("name");
+        let region = node.required::<String>("region");
+        let roles = roles(&mut node);
+        let private: HashSet<String> = node.or("private", default_private());
+        for channel in private.iter().filter(|channel| !tickmesh_protocol::stream::is_part(channel)) {
+            node.fault("private", format!("{channel:?} is no channel name"));
+        }
+        for (key, value) in [("name", &name), ("region", &region)] {
+            if let Some(value) = value.as_deref().filter(|value| !tickmesh_protocol::stream::is_part(value)) {
+                node.fault(key, format!("{value:?}: only a-z, 0-9, _ and -"));
+            }
+        }
+        node.finish();
+
+        let mut mesh = read_section(&mut root, "mesh", mesh::Config::read);
+        for file in [&mut mesh.key_file, &mut mesh.network_key_file] {
+            *file = folder.join(&*file);
+        }
+        let ops = read_section(&mut root, "ops", ops::Config::read);
+        let edge = roles
+            .contains("edge")
+            .then(|| read_section(&mut root, "edge", edge::Config::read))
+            .or_else(|| unused(&mut root, "edge", "edge"));
+        let ingest = roles
+            .contains("ingest")
+            .then(|| read_ingest(&mut root))
+            .or_else(|| {
+                for key in ["ingest", "source", "route"] {
+                    unused::<()>(&mut root, key, "ingest");
+                }
+                None
+            });
+        root.finish();
+        Some(Self { name: name?, region: region?, private: Arc::new(private), mesh, edge, ingest, ops })
+    }
+}
+
+fn roles(node: &mut Section) -> BTreeSet<String> {
+    let roles: BTreeSet<String> = node.required::<Vec<String>>("roles").unwrap_or_default().into_iter().collect();
+    for role in roles.iter().filter(|role| !matches!(role.as_str(), "edge" | "ingest")) {
+        node.fault("roles", format!("no role {role:?}; known: edge, ingest"));
+    }
+    if roles.is_empty() {
+        node.fault("roles", "at least one of edge, ingest");
+    }
+    roles
+}
+
+fn read_section<T>(root: &mut Section, key: &'static str, read: impl FnOnce(&mut Section) -> T) -> T {
+    let mut section = root.section(key);
+    let value = read(&mut section);
+    section.finish();
+    value
+}
+
+/// A section that no role of this peer reads is a mistake, not something to pass over in silence.
+fn unused<T>(root: &mut Section, key: &'static str, role: &str) -> Option<T> {
+    if root.has(key) {
+        root.fault(key, format!("is read only with the role {role:?}, which node.roles does not name"));
+        root.skip(key);
+    }
+    None
+}
+
+fn read_ingest(root: &mut Section) -> IngestRole {
+    let ingest = read_section(root, "ingest", ingest::Config::read);
+    let sources: Vec<source::Config> = read_each(root, "source", source::Config::read);
+    if sources.is_empty() {
+        root.fault("source", "an ingest peer needs at least one [[source]]");
+    }
+    let mut names = HashSet::new();
+    for source in &sources {
+        if !names.insert(source.name().to_owned()) {
+            root.fault("source", format!("two sources are named {:?}", source.name()));
+        }
+    }
+    let routes: Vec<RouteConfig> = read_each(root, "route", RouteConfig::read);
+    for route in routes.iter().filter(|route| !names.contains(&route.source)) {
+        root.fault("route", format!("no source is named {:?}", route.source));
+    }
+    IngestRole { ingest, sources, routes }
+}
+
+fn read_each<T>(root: &mut Section, key: &'static str, read: impl Fn(&mut Section) -> Option<T>) -> Vec<T> {
+    let mut values = Vec::new();
+    for mut section in root.sections(key) {
+        values.extend(read(&mut section));
+        section.finish();
+    }
+    values
+}
+
+#[cfg(test)]
+mod tests;

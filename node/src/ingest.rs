@@ -52,7 +52,7 @@ impl Default for Config {
 }
 
 impl Config {
-    pub fn read(mut section: Section) -> Self {
+    pub fn read(section: &mut Section) -> Self {
         let default = Self::default();
         let config = Self {
             batch: section.or("batch", Span(default.batch)).0,

@@ -1,1 +1,41 @@
-fn main() {}
+//! Commands of `tickmesh`.
+
+mod commands;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// WebSocket broker for exchanges: ingest peers read the event log, a gossipsub mesh carries it, edge peers push it to
+/// clients.
+#[derive(Parser)]
+#[command(version, after_help = "Start here:  tickmesh demo")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show it all at work: three regions, two ingest peers, a market, a page
+    Demo(commands::demo::Demo),
+    /// Run one peer
+    Run(commands::run::Run),
+    /// Check a configuration: every fault at once, nothing started
+    Check(commands::check::Check),
+    /// Make the keys of a peer and of the network, or show a peer's id
+    Keys(commands::keys::Keys),
+    /// Follow streams from the command line
+    Client(commands::client::Client),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Demo(demo) => demo.run(),
+        Command::Run(run) => run.run(),
+        Command::Check(check) => check.run(),
+        Command::Keys(keys) => keys.run(),
+        Command::Client(client) => client.run(),
+    };
+    outcome.unwrap_or_else(commands::report)
+}

@@ -123,6 +123,11 @@ impl Section {
         self.table.contains_key(key)
     }
 
+    /// Passes over a key whose fault has been noted already.
+    pub fn skip(&mut self, key: &'static str) {
+        self.take(key);
+    }
+
     /// An array of tables inside this one.
     pub fn sections(&mut self, key: &'static str) -> Vec<Self> {
         let items = match self.take(key) {

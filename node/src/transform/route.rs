@@ -21,23 +21,22 @@ pub struct RouteConfig {
 }
 
 impl RouteConfig {
-    pub fn read(mut section: Section) -> Option<Self> {
+    pub fn read(section: &mut Section) -> Option<Self> {
         let source = section.required("source");
         let topic = section.or("topic", "*".to_owned());
         let channel: Option<String> = section.required("channel");
         let key: Option<String> = section.required("key");
         let data: Option<String> = section.optional("data");
-        check_only(&mut section, "retain", "none");
-        check_only(&mut section, "on_slow", "disconnect");
+        check_only(section, "retain", "none");
+        check_only(section, "on_slow", "disconnect");
         if let Some(channel) = channel.as_deref().filter(|channel| !is_part(channel)) {
-            check_jq(&section, "channel", channel);
+            check_jq(section, "channel", channel);
         }
         for (name, program) in [("key", &key), ("data", &data)] {
             if let Some(program) = program {
-                check_jq(&section, name, program);
+                check_jq(section, name, program);
             }
         }
-        section.finish();
         Some(Self { source: source?, topic, channel: channel?, key: key?, data })
     }
 }

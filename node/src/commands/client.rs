@@ -1,0 +1,58 @@
+//! `tickmesh client`: a small client that follows streams, for people and for scripts.
+
+mod follow;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::ValueEnum;
+
+use self::{follow::Follower, output::Output};
+
+/// Follow streams from the command line.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  \
+    tickmesh client --subscribe trades.btc_usdt ticker.btc_usdt\n  \
+    tickmesh client --url ws://127.0.0.1:8080/ws --url ws://127.0.0.1:8081/ws --subscribe trades.btc_usdt --latency\n  \
+    tickmesh client --subscribe depth.eth_usdt --format json --count 100\n\n\
+    With several --url the next one is tried when a connection is lost. Events go to standard output, everything else\n\
+    to standard error. Exit code: 0, or 1 if an event was missed, doubled or out of order.")]
+pub struct Client {
+    /// Address of an edge; may be given several times
+    #[arg(long, value_name = "URL", default_value = "ws://127.0.0.1:8080/ws")]
+    url: Vec<String>,
+    /// Streams to follow
+    #[arg(long, value_name = "STREAM", num_args = 1.., required = true)]
+    subscribe: Vec<String>,
+    /// How events are printed
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+    /// Print each event's latency, from the engine's timestamp in its data, and percentiles at the end
+    #[arg(long)]
+    latency: bool,
+    /// End after so many events
+    #[arg(long, value_name = "N")]
+    count: Option<u64>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people: time, stream, sequence, data
+    Text,
+    /// One JSON object per line, as the edge sent it
+    Json,
+}
+
+impl Client {
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        for url in &self.url {
+            anyhow::ensure!(
+                url.starts_with("ws://"),
+                "{url}: an address looks like ws://127.0.0.1:8080/ws; TLS ends at the load balancer in front of an edge"
+            );
+        }
+        let output = Output::new(self.format, self.latency);
+        let follower = Follower::new(self.url, self.subscribe, self.count, output);
+        tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(follower.run())
+    }
+}

@@ -1,0 +1,84 @@
+//! What the client prints.
+
+use std::io::Write;
+
+use hdrhistogram::Histogram;
+use serde::Deserialize;
+use tickmesh::ops::metrics::now_us;
+use tickmesh_protocol::client::DataMessage;
+
+use super::Format;
+
+/// Latencies are kept to three digits, in microseconds up to a minute: bounded, however long it runs.
+const LONGEST_LATENCY_US: u64 = 60_000_000;
+
+pub(super) struct Output {
+    format: Format,
+    events: u64,
+    wrong: u64,
+    latencies_us: Option<Histogram<u64>>,
+}
+
+/// The one field of the data that the client looks at: milliseconds since 1970 UTC, perhaps with a fraction.
+#[derive(Deserialize)]
+struct Timestamped {
+    timestamp: f64,
+}
+
+impl Output {
+    pub(super) fn new(format: Format, latency: bool) -> Self {
+        let latencies_us = latency.then(|| Histogram::new_with_max(LONGEST_LATENCY_US, 3).ok()).flatten();
+        Self { format, events: 0, wrong: 0, latencies_us }
+    }
+
+    pub(super) fn event(&mut self, text: &str, event: &DataMessage<'_>) {
+        self.events += 1;
+        let latency_us = self.latencies_us.as_mut().and_then(|latencies| {
+            let latency = latency_us(event)?;
+            latencies.saturating_record(latency);
+            Some(latency)
+        });
+        let latency_ms = latency_us.map(|latency| latency as f64 / 1000.0);
+        let line = match (self.format, latency_ms) {
+            (Format::Json, None) => text.to_owned(),
+            (Format::Json, Some(latency)) => {
+                format!("{},\"latency_ms\":{latency:.3}}}", text.strip_suffix('}').unwrap_or(text))
+            }
+            (Format::Text, latency) => {
+                let latency = latency.map(|latency| format!("{latency:>9.3} ms  ")).unwrap_or_default();
+                format!("{:<24} {:>10}  {latency}{}", event.stream.as_str(), event.sequence.get(), event.data)
+            }
+        };
+        // A reader that is gone, as `head` is, ends the program by the broken pipe it asked for.
+        if writeln!(std::io::stdout(), "{line}").is_err() {
+            std::process::exit(0);
+        }
+    }
+
+    pub(super) fn note(&self, text: &str) {
+        eprintln!("{text}");
+    }
+
+    pub(super) fn wrong(&mut self, text: &str) {
+        self.wrong += 1;
+        eprintln!("wrong: {text}");
+    }
+
+    /// Prints the sums; whether nothing was wrong.
+    pub(super) fn finish(&self) -> bool {
+        eprint!("{} events, {} missed, doubled or out of order", self.events, self.wrong);
+        if let Some(latencies) = &self.latencies_us {
+            for (name, quantile) in [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)] {
+                eprint!(", {name} {:.2} ms", latencies.value_at_quantile(quantile) as f64 / 1000.0);
+            }
+        }
+        eprintln!();
+        self.wrong == 0
+    }
+}
+
+fn latency_us(event: &DataMessage<'_>) -> Option<u64> {
+    let Timestamped { timestamp } = serde_json::from_str(event.data.get()).ok()?;
+    let engine_us = (timestamp * 1000.0) as u64;
+    Some(now_us().saturating_sub(engine_us))
+}

@@ -1,0 +1,173 @@
+//! `tickmesh demo`: the whole product in one process.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+};
+
+use anyhow::Context;
+use tickmesh::{
+    app::{self, Bound, Running},
+    config::{Config, IngestRole},
+    edge, ingest,
+    mesh::{self, Identity, NetworkKey},
+    ops::{self, metrics::now_us},
+    page::{Network, NetworkEdge, page},
+    source,
+};
+use tickmesh_protocol::PublisherKey;
+
+/// Show it all at work: three regions, two ingest peers, a market, a page.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  tickmesh demo\n  tickmesh demo --rate 2000 --port 9000\n\n\
+                        Needs nothing else. Ends by Ctrl-C.")]
+pub struct Demo {
+    /// Port of the page; the other regions take the next two. 0 takes any free ports
+    #[arg(long, default_value_t = 8080)]
+    port: u16,
+    /// Orders per second that the market makes, over all symbols
+    #[arg(long, default_value_t = 200)]
+    rate: u32,
+    /// Seed of the market
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+/// One peer of the demo.
+struct Peer {
+    name: &'static str,
+    region: &'static str,
+    ingest: bool,
+    edge: bool,
+}
+
+/// The home region, with two ingest peers, and two others.
+const PEERS: [Peer; 5] = [
+    Peer { name: "eu-ingest-1", region: "eu-west", ingest: true, edge: false },
+    Peer { name: "eu-ingest-2", region: "eu-west", ingest: true, edge: false },
+    Peer { name: "eu-edge-1", region: "eu-west", ingest: false, edge: true },
+    Peer { name: "us-edge-1", region: "us-east", ingest: false, edge: true },
+    Peer { name: "ap-edge-1", region: "ap-northeast", ingest: false, edge: true },
+];
+
+impl Demo {
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        ops::log::start(ops::log::Format::Text, "warn");
+        super::runtime()?.block_on(self.demo())?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    async fn demo(self) -> anyhow::Result<()> {
+        let stop = app::asked_to_stop();
+        let mut stop = std::pin::pin!(stop);
+        let network_key = NetworkKey::generate()?;
+        let identities = PEERS.iter().map(|_| Identity::generate()).collect::<Result<Vec<_>, _>>()?;
+        let publishers: Vec<PublisherKey> = PEERS
+            .iter()
+            .zip(&identities)
+            .filter(|(peer, _)| peer.ingest)
+            .map(|(_, identity)| identity.publisher())
+            .collect();
+        // Both ingest peers read the same market: it began when the demo did.
+        let origin_ms = now_us() / 1000;
+
+        let mut bound = Vec::new();
+        for (index, peer) in PEERS.iter().enumerate() {
+            bound.push(self.bind(index, peer, &publishers, origin_ms)?);
+        }
+        let network = self.network(&bound)?;
+
+        let mut running: Vec<Running> = Vec::new();
+        let mut bootstrap = Vec::new();
+        for ((peer, mut bound), identity) in PEERS.iter().zip(bound).zip(identities) {
+            bound.bootstrap(&bootstrap);
+            let pages = page(Network { node: peer.name.into(), region: peer.region.into(), ..network.clone() });
+            let started = bound.start(identity, network_key.clone(), pages).await;
+            let started = started.with_context(|| format!("{} does not start", peer.name))?;
+            bootstrap.extend(started.mesh_addrs.iter().cloned());
+            running.push(started);
+        }
+        self.explain(&network);
+
+        stop.as_mut().await;
+        println!("\nending: clients are told to go, what was read is delivered");
+        // Ingest peers first: the direction of the data.
+        for peer in running {
+            peer.drain().await;
+        }
+        Ok(())
+    }
+
+    fn bind(
+        &self,
+        index: usize,
+        peer: &Peer,
+        publishers: &[PublisherKey],
+        origin_ms: u64,
+    ) -> anyhow::Result<Bound> {
+        let edges_before = PEERS[..index].iter().filter(|peer| peer.edge).count();
+        let port = if self.port == 0 { 0 } else { self.port + u16::try_from(edges_before)? };
+        let config = Config {
+            name: peer.name.into(),
+            region: peer.region.into(),
+            private: Arc::new(tickmesh::config::default_private()),
+            mesh: mesh::Config {
+                listen: vec!["/ip4/127.0.0.1/tcp/0".parse()?],
+                publishers: Some(publishers.to_vec()),
+                key_file: PathBuf::new(),
+                network_key_file: PathBuf::new(),
+                ..mesh::Config::default()
+            },
+            edge: peer.edge.then(|| edge::Config {
+                listen: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+                shards: 1,
+                ..edge::Config::default()
+            }),
+            ingest: peer.ingest.then(|| IngestRole {
+                ingest: ingest::Config::default(),
+                sources: vec![source::Config::market(self.seed, self.rate, origin_ms)],
+                routes: Vec::new(),
+            }),
+            ops: ops::Config { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), ..ops::Config::default() },
+        };
+        app::bind(config).with_context(|| {
+            format!("{} cannot start; if another program has port {port}, try: tickmesh demo --port 9080", peer.name)
+        })
+    }
+
+    /// What the page is told about the network.
+    fn network(&self, bound: &[Bound]) -> anyhow::Result<Network> {
+        let mut edges = Vec::new();
+        for (peer, bound) in PEERS.iter().zip(bound) {
+            let Some(addr) = bound.edge_addr() else { continue };
+            let title = tickmesh_regions::builtin_title(peer.region);
+            edges.push(NetworkEdge {
+                name: peer.name.into(),
+                region: peer.region.into(),
+                title: title.unwrap_or(peer.region).into(),
+                url: format!("ws://{addr}/ws"),
+            });
+        }
+        let symbols = source::embedded::DEFAULT_SYMBOLS.iter().map(ToString::to_string).collect();
+        Ok(Network { node: String::new(), region: String::new(), edges, symbols })
+    }
+
+    fn explain(&self, network: &Network) {
+        println!("tickmesh demo: one exchange, three regions, one process\n");
+        println!("  market       {} symbols, {} orders/s, seed {}", network.symbols.len(), self.rate, self.seed);
+        println!("  ingest       eu-ingest-1, eu-ingest-2 in eu-west: both read the market, each leads half of the topics");
+        for edge in &network.edges {
+            println!("  edge         {:<12} {:<14} {}", edge.name, edge.region, edge.url);
+        }
+        if let Some(edge) = network.edges.first() {
+            let page = edge.url.replacen("ws://", "http://", 1).replacen("/ws", "/", 1);
+            println!("\n  page         {page}");
+            println!("\nTry next:");
+            println!("  tickmesh client --url {} --subscribe trades.btc_usdt --latency", edge.url);
+            println!("  curl {page}readyz");
+        }
+        println!("\nCtrl-C ends it.");
+    }
+}

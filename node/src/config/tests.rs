@@ -1,0 +1,94 @@
+use super::*;
+
+const GOOD: &str = r#"
+[node]
+name = "eu-1"
+region = "eu-west"
+roles = ["ingest", "edge"]
+
+[edge]
+listen = "127.0.0.1:0"
+
+[mesh]
+listen = ["/ip4/127.0.0.1/tcp/0"]
+
+[[source]]
+name = "engine"
+kind = "kafka"
+brokers = "127.0.0.1:9092"
+topics = ["market.trades"]
+
+[[route]]
+source = "engine"
+topic = "market.*"
+channel = "trades"
+key = ".symbol | ascii_downcase"
+data = "{price: .p}"
+"#;
+
+fn parse(text: &str, environment: &[(&str, &str)]) -> Result<Config, InvalidConfig> {
+    let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    Config::parse(text, Path::new("node.toml"), environment)
+}
+
+fn faults(text: &str) -> Vec<String> {
+    let invalid = parse(text, &[]).unwrap_err();
+    invalid.to_string().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_good_file_is_read() {
+    let config = parse(GOOD, &[]).unwrap();
+    assert_eq!((config.name.as_str(), config.region.as_str()), ("eu-1", "eu-west"));
+    assert!(config.private.contains("orders"));
+    assert_eq!(config.ingest.unwrap().routes.len(), 1);
+}
+
+#[test]
+fn every_fault_is_named_at_once() {
+    let bad = GOOD
+        .replace("name = \"eu-1\"", "name = \"Eu 1\"")
+        .replace("listen = \"127.0.0.1:0\"", "listen = \"nowhere\"\ncolour = \"red\"")
+        .replace("kind = \"kafka\"", "kind = \"rabbit\"")
+        .replace("data = \"{price: .p}\"", "data = \"{price: \"\nretain = \"last\"");
+    let faults = faults(&bad);
+    for part in [
+        "node.toml: node.name: \"Eu 1\"",
+        "node.toml: edge.listen: ",
+        "node.toml: edge.colour: no such key",
+        "node.toml: source[0].kind: ",
+        "node.toml: route[0].data: jq does not compile",
+        "node.toml: route[0].retain: \"last\" is not supported",
+    ] {
+        assert!(faults.iter().any(|fault| fault.starts_with(part)), "no fault {part:?} in {faults:#?}");
+    }
+}
+
+#[test]
+fn broken_toml_says_where() {
+    let faults = faults("[node]\nname = ");
+    assert!(faults[0].starts_with("node.toml: TOML parse error at line 2"), "{faults:#?}");
+}
+
+#[test]
+fn the_environment_wins_over_the_file() {
+    let config = parse(GOOD, &[("TICKMESH_NODE__REGION", "us-east"), ("TICKMESH_CACHE", "/x"), ("HOME", "/")]);
+    assert_eq!(config.unwrap().region, "us-east");
+    let config = parse(GOOD, &[("TICKMESH_ROUTE__0__CHANNEL", "deals")]).unwrap();
+    assert_eq!(config.ingest.unwrap().routes[0].channel, "deals");
+    let invalid = parse(GOOD, &[("TICKMESH_ROUTE__7__CHANNEL", "deals")]).unwrap_err();
+    assert!(invalid.to_string().contains("TICKMESH_ROUTE__7__CHANNEL"), "{invalid}");
+}
+
+#[test]
+fn a_section_without_its_role_is_a_fault() {
+    let faults = faults(&GOOD.replace("[\"ingest\", \"edge\"]", "[\"edge\"]"));
+    assert!(faults.iter().any(|fault| fault.contains("source: is read only with the role \"ingest\"")), "{faults:#?}");
+    assert_eq!(faults.len(), 2, "{faults:#?}");
+}
+
+#[test]
+fn routes_need_their_source_and_sources_a_name_of_their_own() {
+    let faults = faults(&GOOD.replace("source = \"engine\"", "source = \"motor\""));
+    assert!(faults.iter().any(|fault| fault.contains("no source is named \"motor\"")), "{faults:#?}");
+}

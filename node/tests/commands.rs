@@ -1,0 +1,67 @@
+//! The commands that need no network.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::{
+    fs,
+    process::{Command, Output},
+};
+
+fn tickmesh(folder: &std::path::Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_tickmesh")).args(arguments).current_dir(folder).output().unwrap()
+}
+
+#[test]
+fn a_bad_configuration_names_every_fault_and_exits_with_2() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(
+        folder.path().join("node.toml"),
+        "[node]\nname = \"a\"\nroles = [\"ingest\", \"king\"]\n[mesh]\nlisten = [\"here\"]\n\
+         [[source]]\nname = \"s\"\nkind = \"tape\"\n[[route]]\nsource = \"s\"\nchannel = \"c\"\nkey = \".[\"\n",
+    )
+    .unwrap();
+    for command in ["check", "run"] {
+        let output = tickmesh(folder.path(), &[command, "--config", "node.toml"]);
+        assert_eq!(output.status.code(), Some(2));
+        let said = String::from_utf8(output.stderr).unwrap();
+        for part in ["node.region: is missing", "node.roles:", "mesh.listen:", "source[0].kind:", "route[0].key:"] {
+            assert!(said.contains(part), "{command} does not say {part:?}: {said}");
+        }
+        assert!(said.contains("node.toml"));
+    }
+    let output = tickmesh(folder.path(), &["check", "--config", "absent.toml"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("absent.toml"));
+}
+
+#[test]
+fn keys_are_made_once_and_shown_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = tickmesh(folder.path(), &["keys", "--node", "a.key", "--network", "n.psk"]);
+    assert!(made.status.success());
+    let shown = tickmesh(folder.path(), &["keys", "--show", "a.key"]);
+    assert_eq!(made.stdout, shown.stdout);
+    assert!(String::from_utf8(shown.stdout).unwrap().starts_with("12D3KooW"));
+    let key = fs::read(folder.path().join("a.key")).unwrap();
+    assert!(!tickmesh(folder.path(), &["keys", "--node", "a.key"]).status.success());
+    assert_eq!(fs::read(folder.path().join("a.key")).unwrap(), key);
+    use std::os::unix::fs::PermissionsExt;
+    for file in ["a.key", "n.psk"] {
+        let mode = fs::metadata(folder.path().join(file)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{file} can be read by others");
+    }
+}
+
+#[test]
+fn a_peer_without_the_networks_key_says_how_to_make_one() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(
+        folder.path().join("node.toml"),
+        "[node]\nname = \"a\"\nregion = \"eu-west\"\nroles = [\"edge\"]\n[edge]\nlisten = \"127.0.0.1:0\"\n\
+         [mesh]\nlisten = [\"/ip4/127.0.0.1/tcp/0\"]\n",
+    )
+    .unwrap();
+    let output = tickmesh(folder.path(), &["run", "--config", "node.toml"]);
+    assert!(!output.status.success());
+    assert!(String::from_utf8(output.stderr).unwrap().contains("tickmesh keys --network"));
+}

@@ -1,0 +1,209 @@
+//! Peers as processes: writes a configuration, starts `tickmesh run`, learns the ports from its log, stops it.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    net::SocketAddr,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::mpsc::{Receiver, sync_channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// How long anything may take before a test fails: a loaded machine of two cores, not a design goal.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The keys and the folder of one network of peers.
+pub struct Network {
+    folder: TempDir,
+}
+
+/// What one peer does.
+pub struct Role<'a> {
+    pub name: &'a str,
+    pub region: &'a str,
+    /// `["ingest"]`, `["edge"]` or both, as TOML.
+    pub roles: &'a str,
+    /// Further sections of the configuration, as TOML.
+    pub more: &'a str,
+}
+
+/// A running peer. Killed when dropped.
+pub struct Node {
+    child: Child,
+    config: PathBuf,
+    pub edge: Option<SocketAddr>,
+    pub ops: SocketAddr,
+    pub mesh: String,
+}
+
+impl Network {
+    pub fn new() -> Self {
+        let network = Self { folder: tempfile::tempdir().unwrap() };
+        network.tickmesh(&["keys", "--network", "network.psk"]);
+        network
+    }
+
+    /// Makes the key of a peer and returns its id.
+    pub fn key(&self, name: &str) -> String {
+        self.tickmesh(&["keys", "--node", &format!("{name}.key")])
+    }
+
+    fn tickmesh(&self, arguments: &[&str]) -> String {
+        let output = Command::new(env!("CARGO_BIN_EXE_tickmesh"))
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "tickmesh {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// Starts a peer that believes `publishers` and dials `bootstrap`.
+    pub fn start(&self, role: &Role<'_>, publishers: &[String], bootstrap: &[String]) -> Node {
+        let Role { name, region, roles, more } = role;
+        let edge = if roles.contains("edge") { "[edge]\nlisten = \"127.0.0.1:0\"\nshards = 2\n" } else { "" };
+        let text = format!(
+            "[node]\nname = {name:?}\nregion = {region:?}\nroles = {roles}\n\
+             [ops]\nlisten = \"127.0.0.1:0\"\nlog_format = \"json\"\n{edge}\
+             [mesh]\nlisten = [\"/ip4/127.0.0.1/tcp/0\"]\nkey_file = \"{name}.key\"\n\
+             publishers = {publishers:?}\nbootstrap = {bootstrap:?}\n{more}"
+        );
+        let config = self.folder.path().join(format!("{name}.toml"));
+        fs::write(&config, text).unwrap();
+        Node::start(config)
+    }
+}
+
+impl Node {
+    fn start(config: PathBuf) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_tickmesh"))
+            .args(["run", "--config"])
+            .arg(&config)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = lines_of(&mut child);
+        let end = Instant::now() + DEADLINE;
+        let mut said = Vec::new();
+        let running = loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let Ok(line) = lines.recv_timeout(left) else {
+                let _ = child.kill();
+                panic!("{} did not start; it said: {said:#?}", config.display());
+            };
+            match serde_json::from_str::<Value>(&line) {
+                Ok(value) if value["message"] == "running" => break value,
+                _ => said.push(line),
+            }
+        };
+        thread::spawn(move || lines.iter().for_each(drop));
+        let addr = |key: &str| running[key].as_str().and_then(|text| text.trim_matches(['"', 'S', 'o', 'm', 'e', '(', ')']).parse().ok());
+        let mesh = running["mesh"].as_str().unwrap_or_default();
+        Self {
+            child,
+            config,
+            edge: addr("edge"),
+            ops: addr("ops").expect("the operators' port is logged"),
+            mesh: mesh.trim_matches(['[', ']', '"']).split("\", \"").next().unwrap_or_default().to_owned(),
+        }
+    }
+
+    pub fn url(&self) -> String {
+        format!("ws://{}/ws", self.edge.expect("an edge"))
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends the process at once, as a crash would.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Starts the killed process again, with new ports.
+    pub fn restart(&mut self) {
+        self.kill();
+        *self = Self::start(self.config.clone());
+    }
+
+    /// Asks the process to end and returns how it did.
+    pub fn terminate(mut self) -> std::process::ExitStatus {
+        let status = Command::new("kill").arg(self.pid().to_string()).status().unwrap();
+        assert!(status.success());
+        wait_until("the peer ends", || self.child.try_wait().unwrap())
+    }
+
+    /// What a page of the operators' port says; status and body.
+    pub fn get(&self, path: &str) -> (u16, String) {
+        get(self.ops, path)
+    }
+
+    /// The value of a metric, summed over the label sets that contain `labels`; 0 if there is none.
+    pub fn metric(&self, name: &str, labels: &str) -> f64 {
+        let (_, text) = self.get("/metrics");
+        text.lines()
+            .filter(|line| !line.starts_with('#'))
+            .filter_map(|line| line.rsplit_once(' '))
+            .filter(|(series, _)| series.split('{').next() == Some(name) && series.contains(labels))
+            .filter_map(|(_, value)| value.parse::<f64>().ok())
+            .sum()
+    }
+
+    pub fn wait_ready(&self) {
+        wait_until("the peer is ready", || (self.get("/readyz").0 == 200).then_some(()));
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// One HTTP/1.1 request; status and body.
+pub fn get(addr: SocketAddr, path: &str) -> (u16, String) {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(addr).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let status = answer.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
+    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
+    (status, body)
+}
+
+/// Asks again until there is an answer; fails with what was waited for.
+pub fn wait_until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + DEADLINE;
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(Instant::now() < end, "waited in vain until {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn lines_of(child: &mut Child) -> Receiver<String> {
+    let (sender, lines) = sync_channel(1024);
+    let stderr = BufReader::new(child.stderr.take().unwrap());
+    thread::spawn(move || {
+        for line in stderr.lines().map_while(Result::ok) {
+            if std::env::var_os("TICKMESH_TEST_LOG").is_some() {
+                eprintln!("{line}");
+            }
+            if sender.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    lines
+}
