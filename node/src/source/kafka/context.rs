@@ -103,7 +103,7 @@ impl ClientContext for Context {
                 *self.statistics.lock().unwrap_or_else(PoisonError::into_inner) = Some(statistics);
             }
             Err(error) => {
-                tracing::warn!(source = self.status.source, %error, "kafka statistics cannot be read")
+                tracing::warn!(source = self.status.source, %error, "kafka statistics cannot be read");
             }
         }
     }
