@@ -6,17 +6,78 @@
 
 pub mod embedded;
 pub mod kafka;
+pub mod metrics;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use tickmesh_protocol::Epoch;
+use tickmesh_protocol::{Epoch, stream::is_part};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use self::metrics::SourceMetrics;
+use crate::{config::Section, ops::health::Condition};
+
 /// Largest record that is taken from a log, in bytes; larger ones are dead letters.
 pub const MAX_RECORD_BYTES: usize = 1024 * 1024;
+/// Longest name of a source; a thread's name holds fifteen bytes of it, a metric label all.
+const MAX_NAME_BYTES: usize = 64;
+
+/// One `[[source]]` of the configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What routes and metrics call it.
+    pub name: String,
+    pub kind: Kind,
+}
+
+/// The kinds of logs that can be read, each with its own settings.
+#[derive(Clone, Debug)]
+pub enum Kind {
+    Kafka(kafka::Config),
+    Embedded(embedded::Config),
+}
+
+impl Config {
+    /// Reads and ends a `[[source]]` table. `None` if a fault makes it useless; every fault is noted.
+    pub fn read(mut section: Section) -> Option<Self> {
+        let name: Option<String> = section.required("name").filter(|name: &String| {
+            // It stands in metric labels, thread names and client ids.
+            let good = is_part(name) && name.len() <= MAX_NAME_BYTES;
+            if !good {
+                section.fault(
+                    "name",
+                    format!("{name:?} is no name; write up to {MAX_NAME_BYTES} of a-z, 0-9, _ and -"),
+                );
+            }
+            good
+        });
+        let kind: Option<String> = section.required("kind");
+        let kind = match kind.as_deref() {
+            Some("kafka") => kafka::Config::read(&mut section).map(Kind::Kafka),
+            Some("embedded") => embedded::Config::read(&mut section).map(Kind::Embedded),
+            Some(other) => {
+                section.fault("kind", format!("{other:?} is no kind of source; known: kafka, embedded"));
+                // Which other keys are right is not known.
+                return None;
+            }
+            None => return None,
+        };
+        section.finish();
+        Some(Self { name: name?, kind: kind? })
+    }
+
+    /// Makes the source; nothing is read or connected before [`Source::run`].
+    pub fn open(self, metrics: &SourceMetrics, condition: Condition) -> Box<dyn Source> {
+        match self.kind {
+            Kind::Kafka(config) => Box::new(kafka::Kafka::new(&self.name, config, metrics, condition)),
+            Kind::Embedded(config) => {
+                Box::new(embedded::Embedded::new(&self.name, config, metrics, condition))
+            }
+        }
+    }
+}
 
 /// One record of a log.
 #[derive(Clone, Debug)]
@@ -76,4 +137,39 @@ pub enum ReadError {
     UnknownPartition { topic: String, partition: u32 },
     #[error("cannot read {topic}: {reason}")]
     Unavailable { topic: String, reason: String },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Faults;
+
+    fn read(text: &str) -> (Option<Config>, String) {
+        let faults = Faults::default();
+        let config = Config::read(Section::root(text.parse().unwrap(), faults.clone()));
+        let faults: Vec<_> = faults.take().into_iter().map(|f| format!("{}: {}", f.key, f.reason)).collect();
+        (config, faults.join("\n"))
+    }
+
+    #[test]
+    fn both_kinds_are_read() {
+        let (config, faults) = read("name = 'engine'\nkind = 'kafka'\nbrokers = 'a:1'\ntopics = ['t']");
+        assert_eq!(faults, "");
+        assert!(matches!(config.unwrap().kind, Kind::Kafka(_)));
+        let (config, faults) = read("name = 'demo'\nkind = 'embedded'");
+        assert_eq!(faults, "");
+        assert!(matches!(config.unwrap().kind, Kind::Embedded(_)));
+    }
+
+    #[test]
+    fn faults_are_told() {
+        let (config, faults) = read("name = 'A b'\nkind = 'pulsar'");
+        assert!(config.is_none());
+        assert!(faults.contains("name: ") && faults.contains("known: kafka, embedded"), "{faults}");
+        let (config, faults) = read("brokers = 'a:1'");
+        assert!(config.is_none());
+        assert!(faults.contains("name: is missing") && faults.contains("kind: is missing"), "{faults}");
+        let (_, faults) = read("name = 'x'\nkind = 'kafka'\nbrokers = 'a:1'\ntopics = ['t']\nseed = 4");
+        assert!(faults.contains("seed: no such key"), "{faults}");
+    }
 }

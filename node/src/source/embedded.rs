@@ -1,1 +1,227 @@
-//! The embedded market.
+//! A market inside the process, for the demo and for tests: matching engines whose log can be read live and again, like
+//! Kafka's, with nothing installed.
+//!
+//! The log has one topic, [`TOPIC`], with a partition for each symbol (`trades`, `depth`, `book` and `ticker` of it), one
+//! for `ticker.global` and one for the orders of the demo users. Nothing is stored: a record is a pure function of the
+//! settings, its partition and its position, so every peer with the same settings has the same log. It ends where the
+//! wall clock is: a record is there when its engine time has come. At the start everything since the market's opening is
+//! worked out without writing it, some ten microseconds of work for each second of a quiet market.
+//!
+//! `book.<symbol>` is the whole book (at most [`MAX_LEVELS`] levels a side, by cancelling the worst): take it, then apply
+//! each `depth.<symbol>` with a higher sequence. Tickers count since the opening: `open`, `high`, `low`, `volume`, and
+//! `change`, which is the price less `open`.
+
+mod book;
+mod config;
+mod history;
+mod instrument;
+mod market;
+mod random;
+mod render;
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use tickmesh_protocol::Epoch;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use self::history::History;
+pub use self::{
+    book::MAX_LEVELS,
+    config::Config,
+    market::{Collector, Market, Setting, USERS, Want, Written},
+};
+use super::{
+    LogReader, ReadError, Record, Source, SourceEvent,
+    metrics::{Figures, SourceMetrics},
+};
+use crate::ops::{health::Condition, metrics::now_us};
+
+/// The one topic of the log.
+pub const TOPIC: &str = "market";
+/// Part of the epoch: another engine writes other records under the same positions.
+const ENGINE_VERSION: u32 = 1;
+/// Most records handed on at once, the rest of their tick not counted.
+const MAX_BATCH_RECORDS: usize = 512;
+/// Most positions in one range that is read again.
+const MAX_READ_POSITIONS: u64 = 100_000;
+/// Ticks worked out between two looks at whether to stop.
+const CATCH_UP_TICKS: u64 = 2_000;
+/// Longest sleep: how late a wall clock that was set forward is noticed.
+const MAX_SLEEP: Duration = Duration::from_secs(1);
+
+/// A market that is read live.
+pub struct Embedded {
+    log: Arc<Log>,
+    figures: Figures,
+    condition: Condition,
+}
+
+/// The log as its readers see it.
+struct Log {
+    topic: Arc<str>,
+    epochs: Vec<Epoch>,
+    history: History,
+    /// One range at a time: re-reading is pure work for one core.
+    reading: Semaphore,
+}
+
+impl Embedded {
+    pub fn new(name: &str, config: Config, metrics: &SourceMetrics, condition: Condition) -> Self {
+        let setting = config.setting;
+        let epochs = (0..setting.partitions()).map(|partition| epoch_of(&setting, partition)).collect();
+        let history = History::new(Market::new(&setting));
+        let log = Log { topic: TOPIC.into(), epochs, history, reading: Semaphore::new(1) };
+        Self { log: Arc::new(log), figures: metrics.of(name), condition }
+    }
+}
+
+fn epoch_of(setting: &Setting, partition: usize) -> Epoch {
+    let Setting { seed, symbols, rate, origin_ms } = setting;
+    let log = format!("embedded/{ENGINE_VERSION}/{seed}/{rate}/{origin_ms}/{}", symbols.join(","));
+    Epoch::of(&log, number_of(partition), "offset")
+}
+
+/// Partitions are few, so nothing is ever cut off.
+fn number_of(partition: usize) -> u32 {
+    u32::try_from(partition).unwrap_or(u32::MAX)
+}
+
+impl Source for Embedded {
+    fn run(
+        self: Box<Self>,
+        output: mpsc::Sender<SourceEvent>,
+        stop: CancellationToken,
+    ) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = self.read_live(output) => {}
+            }
+        })
+    }
+
+    fn reader(&self) -> Arc<dyn LogReader> {
+        Arc::new(Reader(self.log.clone()))
+    }
+}
+
+/// The re-reading side.
+struct Reader(Arc<Log>);
+
+impl Embedded {
+    /// Ends when nobody listens any more.
+    async fn read_live(&self, output: mpsc::Sender<SourceEvent>) {
+        let Some(mut market) = self.catch_up().await else { return };
+        self.condition.ready();
+        self.figures.brokers_up.set(1);
+        self.figures.partitions.set(i64::try_from(self.log.epochs.len()).unwrap_or(i64::MAX));
+        for (epoch, position) in self.log.epochs.iter().zip(market.positions()) {
+            let begin = SourceEvent::Begin { epoch: *epoch, position: *position };
+            if output.send(begin).await.is_err() {
+                return;
+            }
+        }
+        loop {
+            let mut collector = Collector::new(Want::Everything);
+            while market.next_ms() <= now_us() / 1000 && collector.records.len() < MAX_BATCH_RECORDS {
+                market.step(&mut collector);
+                self.log.history.offer(&market);
+            }
+            if collector.records.is_empty() {
+                let next = Duration::from_micros((market.next_ms() * 1000).saturating_sub(now_us()));
+                tokio::time::sleep(next.min(MAX_SLEEP)).await;
+                continue;
+            }
+            let records: Vec<Record> =
+                collector.records.into_iter().filter_map(|written| self.log.record(written)).collect();
+            self.figures.records.inc_by(records.len() as u64);
+            if output.send(SourceEvent::Records(records)).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// The market as it is now. Between the pieces of work other tasks run, and a stop is noticed.
+    async fn catch_up(&self) -> Option<Market> {
+        let mut market = self.log.history.latest()?;
+        let began_ms = market.next_ms();
+        while market.next_ms() <= now_us() / 1000 {
+            let log = self.log.clone();
+            let work = move || {
+                let mut nothing = Collector::new(Want::Nothing);
+                for _ in 0..CATCH_UP_TICKS {
+                    if market.next_ms() > now_us() / 1000 {
+                        break;
+                    }
+                    market.step(&mut nothing);
+                    log.history.offer(&market);
+                }
+                market
+            };
+            market = tokio::task::spawn_blocking(work).await.ok()?;
+            let worked_out_ms = market.next_ms() - began_ms;
+            tracing::debug!(worked_out_ms, "working out the market since its opening");
+        }
+        Some(market)
+    }
+}
+
+impl Log {
+    fn record(&self, written: Written) -> Option<Record> {
+        Some(Record {
+            topic: self.topic.clone(),
+            partition: number_of(written.partition),
+            position: written.position,
+            epoch: *self.epochs.get(written.partition)?,
+            value: Bytes::from(written.value),
+            engine_time_us: written.time_ms.saturating_mul(1000),
+        })
+    }
+
+    /// Writes a range again, as far as its time has come.
+    fn write_again(&self, partition: usize, from: u64, until: u64) -> Option<Vec<Record>> {
+        let mut market = self.history.before(partition, from)?;
+        let mut collector = Collector::new(Want::Range { partition, from, until });
+        let now_ms = now_us() / 1000;
+        while market.positions().get(partition).is_some_and(|next| *next < until)
+            && market.next_ms() <= now_ms
+        {
+            market.step(&mut collector);
+            self.history.offer(&market);
+        }
+        Some(collector.records.into_iter().filter_map(|written| self.record(written)).collect())
+    }
+}
+
+impl LogReader for Reader {
+    fn read<'a>(
+        &'a self,
+        topic: &'a str,
+        partition: u32,
+        from: u64,
+        until: u64,
+    ) -> BoxFuture<'a, Result<Vec<Record>, ReadError>> {
+        Box::pin(async move {
+            let unavailable =
+                |reason: &str| ReadError::Unavailable { topic: topic.to_owned(), reason: reason.to_owned() };
+            let index = usize::try_from(partition).ok().filter(|index| *index < self.0.epochs.len());
+            let Some(index) = index.filter(|_| topic == TOPIC) else {
+                return Err(ReadError::UnknownPartition { topic: topic.to_owned(), partition });
+            };
+            if until.saturating_sub(from) > MAX_READ_POSITIONS {
+                return Err(unavailable("the range is too long, read it in pieces"));
+            }
+            let turn = self.0.reading.acquire().await.map_err(|_| unavailable("the reader has ended"))?;
+            let log = self.0.clone();
+            let records = tokio::task::spawn_blocking(move || log.write_again(index, from, until)).await;
+            drop(turn);
+            records.ok().flatten().ok_or_else(|| unavailable("the market cannot be worked out"))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

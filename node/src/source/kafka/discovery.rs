@@ -1,0 +1,363 @@
+//! Finds topics and partitions, and where they begin and end, on a thread and a client of its own: a broker that is slow
+//! to answer never holds up the reading.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, mpsc::RecvTimeoutError},
+    time::{Duration, Instant},
+};
+
+use rdkafka::{
+    consumer::{BaseConsumer, Consumer},
+    error::KafkaError,
+    types::RDKafkaErrorCode,
+};
+use tokio::sync::mpsc;
+
+use super::{
+    config::{Config, Start, Use},
+    context::{Context, Status, kind_of},
+    describe::{Found, describe_topics},
+};
+
+/// How often topics and partitions are looked for: a new one is read two seconds after it was made at the latest.
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
+/// Longest wait for one answer. A peer that stops waits for it, and must be down within two seconds.
+pub(super) const RPC_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a topic that is gone is remembered. A broker that has just started may not know its topics for a moment;
+/// the same topic then goes on where it was.
+const REMEMBER_GONE: Duration = Duration::from_secs(600);
+
+/// What the reading thread is told.
+#[derive(Debug)]
+pub(super) enum News {
+    /// Partitions to read from now on, each with the offset to begin at. `log` identifies the topic within the world.
+    Assign { topic: Arc<str>, log: Arc<str>, partitions: Vec<(i32, i64)> },
+    /// The topic is no longer there, or another one has taken its name: stop reading it.
+    Revoke { topic: Arc<str>, forget: bool },
+    /// The topic is there again, and is the same: go on where it was.
+    Restore { topic: Arc<str> },
+    /// The answer to a question about [`Stuck`] partitions.
+    Checked { checked: Vec<Checked>, complete: bool },
+}
+
+/// A partition whose next offset may be gone from the log.
+#[derive(Clone, Debug)]
+pub(super) struct Stuck {
+    pub(super) topic: Arc<str>,
+    pub(super) partition: i32,
+    pub(super) next: i64,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Checked {
+    pub(super) stuck: Stuck,
+    /// First offset that is there.
+    pub(super) low: i64,
+    /// The offset after the last that may be read.
+    pub(super) high: i64,
+}
+
+struct Known {
+    found: String,
+    log: Arc<str>,
+    assigned: BTreeSet<i32>,
+    gone_since: Option<Instant>,
+}
+
+/// The state of the discovery thread.
+pub(super) struct Discovery {
+    config: Config,
+    status: Arc<Status>,
+    client: BaseConsumer<Context>,
+    news: mpsc::Sender<News>,
+    cluster: Option<String>,
+    known: HashMap<Arc<str>, Known>,
+    /// Partitions that were there when the source was first up and have no starting offset yet; `None` before that.
+    initial: Option<BTreeSet<(String, i32)>>,
+}
+
+/// Why a round did not end well.
+struct RoundError {
+    code: Option<RDKafkaErrorCode>,
+    reason: String,
+}
+
+/// Whoever listened is gone.
+struct Stopped;
+
+impl Discovery {
+    pub(super) fn new(
+        config: Config,
+        status: Arc<Status>,
+        news: mpsc::Sender<News>,
+    ) -> Result<Self, KafkaError> {
+        let context = Context::new("discovery", status.clone(), false);
+        let client = config.client(Use::Discovery, &status.source).create_with_context(context)?;
+        Ok(Self { config, status, client, news, cluster: None, known: HashMap::new(), initial: None })
+    }
+
+    /// Looks again and again, until the sender of questions or the receiver of news is dropped.
+    pub(super) fn run(mut self, questions: &std::sync::mpsc::Receiver<Vec<Stuck>>) {
+        let mut next_round = Instant::now();
+        loop {
+            match questions.recv_timeout(next_round.saturating_duration_since(Instant::now())) {
+                Ok(stuck) => {
+                    if self.answer(stuck).is_err() {
+                        return;
+                    }
+                    continue;
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            next_round = Instant::now() + POLL_INTERVAL;
+            match self.round() {
+                Ok(Ok(())) => {}
+                Ok(Err(Stopped)) => return,
+                Err(error) => self.fail(&error),
+            }
+            // Serves the client's log lines and error callbacks; it has no records.
+            let _ = self.client.poll(Duration::ZERO);
+        }
+    }
+
+    /// Asks for the topics once and tells what is new.
+    fn round(&mut self) -> Result<Result<(), Stopped>, RoundError> {
+        let names = self.names()?;
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let descriptions = describe_topics(self.client.client(), &names, RPC_TIMEOUT)
+            .map_err(|error| RoundError { code: error.code, reason: error.to_string() })?;
+        let cluster = self.cluster()?;
+        let mut present = Vec::new();
+        let mut unsure = BTreeSet::new();
+        for description in descriptions {
+            match description.found {
+                Ok(found) => present.push((description.topic, found)),
+                Err(RDKafkaErrorCode::UnknownTopicOrPartition) => {}
+                Err(code) => {
+                    self.status.figures.error(&kind_of(Some(code)));
+                    tracing::warn!(source = self.status.source, topic = description.topic, %code, "cannot look at a topic");
+                    unsure.insert(description.topic);
+                }
+            }
+        }
+        self.remember_initial(&present);
+        if let Err(stopped) = self.revoke_missing(&present, &unsure) {
+            return Ok(Err(stopped));
+        }
+        for (topic, found) in &present {
+            if let Err(stopped) = self.take(&cluster, topic, found)? {
+                return Ok(Err(stopped));
+            }
+        }
+        self.tell_health(unsure.first());
+        Ok(Ok(()))
+    }
+
+    fn names(&self) -> Result<Vec<String>, RoundError> {
+        let mut names: BTreeSet<String> = self.config.names().map(str::to_owned).collect();
+        if self.config.has_patterns() {
+            let metadata = self.client.fetch_metadata(None, RPC_TIMEOUT).map_err(|error| RoundError {
+                code: error.rdkafka_error_code(),
+                reason: format!("cannot list topics: {error}"),
+            })?;
+            let listed = metadata.topics().iter().map(rdkafka::metadata::MetadataTopic::name);
+            // Kafka's own topics never hold events.
+            names.extend(listed.filter(|t| !t.starts_with("__") && self.config.wants(t)).map(str::to_owned));
+        }
+        // One that is known is asked for by name: a listing that lacks it for a moment does not say that it is gone.
+        names.extend(self.known.keys().map(|topic| topic.to_string()));
+        Ok(names.into_iter().collect())
+    }
+
+    /// The id of the cluster, asked for once.
+    fn cluster(&mut self) -> Result<String, RoundError> {
+        if self.cluster.is_none() {
+            self.cluster = self.client.client().fetch_cluster_id(RPC_TIMEOUT);
+        }
+        self.cluster.clone().ok_or_else(|| RoundError {
+            code: None,
+            reason: "the broker does not tell its cluster's id".to_owned(),
+        })
+    }
+
+    fn remember_initial(&mut self, present: &[(String, Found)]) {
+        if self.initial.is_some() {
+            return;
+        }
+        let all = present
+            .iter()
+            .flat_map(|(_, found)| found.partitions.iter().map(|partition| (found.id.clone(), *partition)));
+        self.initial = Some(match self.config.start {
+            Start::End => all.collect(),
+            Start::Beginning => BTreeSet::new(),
+        });
+    }
+
+    fn revoke_missing(
+        &mut self,
+        present: &[(String, Found)],
+        unsure: &BTreeSet<String>,
+    ) -> Result<(), Stopped> {
+        let present: BTreeSet<&str> = present.iter().map(|(topic, _)| topic.as_str()).collect();
+        let mut forgotten = Vec::new();
+        for (topic, known) in &mut self.known {
+            if present.contains(&**topic) || unsure.contains(&**topic) {
+                continue;
+            }
+            match known.gone_since {
+                None => {
+                    tracing::warn!(source = self.status.source, topic = &**topic, "topic is gone");
+                    known.gone_since = Some(Instant::now());
+                    tell(&self.news, News::Revoke { topic: topic.clone(), forget: false })?;
+                }
+                Some(since) if since.elapsed() > REMEMBER_GONE => forgotten.push(topic.clone()),
+                Some(_) => {}
+            }
+        }
+        for topic in forgotten {
+            self.known.remove(&topic);
+            tell(&self.news, News::Revoke { topic, forget: true })?;
+        }
+        Ok(())
+    }
+
+    /// Tells what is new about a topic that is there.
+    fn take(&mut self, cluster: &str, topic: &str, found: &Found) -> Result<Result<(), Stopped>, RoundError> {
+        if let Some((name, known)) = self.known.get_key_value(topic) {
+            let told = if known.found != found.id {
+                tracing::warn!(
+                    source = self.status.source,
+                    topic,
+                    id = found.id,
+                    was = known.found,
+                    "topic was deleted and created again; it is another log, read from its beginning"
+                );
+                let told = tell(&self.news, News::Revoke { topic: name.clone(), forget: true });
+                self.known.remove(topic);
+                told
+            } else if known.gone_since.is_some() {
+                tracing::info!(source = self.status.source, topic, "topic is there again");
+                let told = tell(&self.news, News::Restore { topic: name.clone() });
+                if let Some(known) = self.known.get_mut(topic) {
+                    known.gone_since = None;
+                }
+                told
+            } else {
+                Ok(())
+            };
+            if told.is_err() {
+                return Ok(told);
+            }
+        }
+        let known = self.known.entry(topic.into()).or_insert_with(|| Known {
+            found: found.id.clone(),
+            log: format!("{cluster}/{topic}/{}", found.id).into(),
+            assigned: BTreeSet::new(),
+            gone_since: None,
+        });
+        let mut partitions = Vec::new();
+        for partition in found.partitions.iter().filter(|partition| !known.assigned.contains(partition)) {
+            if self.news.is_closed() {
+                return Ok(Err(Stopped));
+            }
+            let initial = (found.id.clone(), *partition);
+            let from_end = self.initial.as_ref().is_some_and(|all| all.contains(&initial));
+            // A partition without a leader has no offsets yet; the next round asks again.
+            match self.client.fetch_watermarks(topic, *partition, RPC_TIMEOUT) {
+                Ok((low, high)) => {
+                    partitions.push((*partition, if from_end { high } else { low }));
+                    if let Some(all) = &mut self.initial {
+                        all.remove(&initial);
+                    }
+                }
+                Err(error) => {
+                    self.status.figures.error(&kind_of(error.rdkafka_error_code()));
+                    tracing::warn!(source = self.status.source, topic, partition, %error,
+                        "cannot learn where a partition begins; trying again");
+                    if nobody_answers(&error) {
+                        break;
+                    }
+                }
+            }
+        }
+        if partitions.is_empty() {
+            return Ok(Ok(()));
+        }
+        known.assigned.extend(partitions.iter().map(|(partition, _)| *partition));
+        let name: Arc<str> = topic.into();
+        Ok(tell(&self.news, News::Assign { topic: name, log: known.log.clone(), partitions }))
+    }
+
+    fn tell_health(&self, unsure: Option<&String>) {
+        let reads = self.known.values().any(|known| known.gone_since.is_none() && !known.assigned.is_empty());
+        match unsure {
+            Some(topic) => self.status.waiting(&format!("topic {topic} cannot be looked at")),
+            None if reads => self.status.answered(),
+            None => {
+                let topics: Vec<&str> =
+                    self.config.topics.iter().map(super::config::TopicPattern::as_str).collect();
+                self.status.waiting(&format!("no partition to read; no topic matches {}", topics.join(", ")));
+            }
+        }
+    }
+
+    /// Looks where partitions begin and end. What has become another topic meanwhile is not part of the answer: its
+    /// numbers mean something else.
+    fn answer(&mut self, stuck: Vec<Stuck>) -> Result<(), Stopped> {
+        let before: HashMap<Arc<str>, String> =
+            self.known.iter().map(|(topic, known)| (topic.clone(), known.found.clone())).collect();
+        let mut checked = Vec::with_capacity(stuck.len());
+        let mut complete = true;
+        for stuck in stuck {
+            if self.news.is_closed() {
+                return Err(Stopped);
+            }
+            match self.client.fetch_watermarks(&stuck.topic, stuck.partition, RPC_TIMEOUT) {
+                Ok((low, high)) => checked.push(Checked { stuck, low, high }),
+                Err(error) => {
+                    complete = false;
+                    self.status.figures.error(&kind_of(error.rdkafka_error_code()));
+                    if nobody_answers(&error) {
+                        break;
+                    }
+                }
+            }
+        }
+        match self.round() {
+            Ok(told) => told?,
+            Err(error) => {
+                self.fail(&error);
+                checked.clear();
+                complete = false;
+            }
+        }
+        checked.retain(|Checked { stuck, .. }| {
+            let now = self.known.get(&stuck.topic).filter(|known| known.gone_since.is_none());
+            now.is_some_and(|now| before.get(&stuck.topic) == Some(&now.found))
+        });
+        tell(&self.news, News::Checked { checked, complete })
+    }
+
+    fn fail(&self, error: &RoundError) {
+        self.status.figures.error(&kind_of(error.code));
+        self.status.waiting(&error.reason);
+    }
+}
+
+/// Whether it is no use to ask about the next partition.
+fn nobody_answers(error: &KafkaError) -> bool {
+    let codes = [
+        RDKafkaErrorCode::OperationTimedOut,
+        RDKafkaErrorCode::RequestTimedOut,
+        RDKafkaErrorCode::BrokerTransportFailure,
+        RDKafkaErrorCode::AllBrokersDown,
+    ];
+    error.rdkafka_error_code().is_some_and(|code| codes.contains(&code))
+}
+
+/// Waits while the reading thread is busy; it takes news between two batches.
+fn tell(news: &mpsc::Sender<News>, item: News) -> Result<(), Stopped> {
+    news.blocking_send(item).map_err(|_| Stopped)
+}

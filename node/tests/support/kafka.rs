@@ -1,0 +1,307 @@
+//! A real Apache Kafka broker (KRaft, one node) for one test, from the jars in the folder that `TICKMESH_KAFKA_LIBS`
+//! names. Self-contained: any integration test may take it in.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests, outside test functions"
+)]
+#![allow(dead_code, reason = "each integration test takes in this file and uses a part of it")]
+
+use std::{
+    fs,
+    net::{Ipv4Addr, TcpListener},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use rdkafka::{
+    ClientConfig, ClientContext,
+    admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication},
+    client::DefaultClientContext,
+    consumer::{BaseConsumer, Consumer},
+    error::KafkaError,
+    message::DeliveryResult,
+    producer::{BaseRecord, NoCustomPartitioner, Producer, ProducerContext, ThreadedProducer},
+    types::RDKafkaErrorCode,
+};
+
+/// A broker needs 6 to 8 seconds on a quiet machine; tests share a busy one.
+const START_DEADLINE: Duration = Duration::from_secs(90);
+/// For anything a running broker is asked.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A broker that ends with its value.
+pub struct KafkaBroker {
+    directory: tempfile::TempDir,
+    libs: PathBuf,
+    port: u16,
+    child: Option<Child>,
+}
+
+static SHARED: Mutex<Weak<KafkaBroker>> = Mutex::new(Weak::new());
+
+impl KafkaBroker {
+    /// Starts a broker on free ports and waits until it answers.
+    pub fn start() -> Self {
+        let mut broker = Self::prepare();
+        broker.restart();
+        broker
+    }
+
+    /// A broker for all tests of a process that leave it alive; it ends with the last of them.
+    pub fn shared() -> Arc<Self> {
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(broker) = shared.upgrade() {
+            return broker;
+        }
+        let broker = Arc::new(Self::start());
+        *shared = Arc::downgrade(&broker);
+        broker
+    }
+
+    /// Formats a broker's storage and chooses its ports without starting it: [`Self::restart`] does.
+    pub fn prepare() -> Self {
+        let Some(libs) = std::env::var_os("TICKMESH_KAFKA_LIBS").map(PathBuf::from) else {
+            panic!(
+                "TICKMESH_KAFKA_LIBS must name the folder with Apache Kafka's jars; ./test fetches them and sets it"
+            );
+        };
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let (port, controller_port) = free_ports();
+        let properties = format!(
+            "process.roles=broker,controller\n\
+             node.id=1\n\
+             controller.quorum.voters=1@127.0.0.1:{controller_port}\n\
+             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}\n\
+             advertised.listeners=PLAINTEXT://127.0.0.1:{port}\n\
+             controller.listener.names=CONTROLLER\n\
+             inter.broker.listener.name=PLAINTEXT\n\
+             listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT\n\
+             log.dirs={}\n\
+             auto.create.topics.enable=false\n\
+             offsets.topic.replication.factor=1\n\
+             offsets.topic.num.partitions=1\n\
+             transaction.state.log.replication.factor=1\n\
+             transaction.state.log.min.isr=1\n\
+             transaction.state.log.num.partitions=1\n\
+             share.coordinator.state.topic.replication.factor=1\n\
+             share.coordinator.state.topic.min.isr=1\n\
+             group.initial.rebalance.delay.ms=0\n",
+            directory.path().join("data").display()
+        );
+        fs::write(directory.path().join("server.properties"), properties).expect("server.properties");
+        let broker = Self { directory, libs, port, child: None };
+        let status = broker
+            .java("format.log")
+            .args(["kafka.tools.StorageTool", "format", "-t", "dGlja21lc2gtdGVzdC0xMg", "-c"])
+            .arg(broker.directory.path().join("server.properties"))
+            .status()
+            .expect("java must be installed; ./test sees to it");
+        assert!(status.success(), "Kafka's storage cannot be formatted:\n{}", broker.tail("format.log"));
+        broker
+    }
+
+    /// The address for `brokers` and `bootstrap.servers`.
+    pub fn bootstrap(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Ends the broker at once (SIGKILL), as a machine that fails does.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().expect("the broker can be killed");
+            child.wait().expect("the broker ends");
+        }
+    }
+
+    /// Starts the broker on its ports and data, and waits until it answers.
+    pub fn restart(&mut self) {
+        assert!(self.child.is_none(), "the broker is running already");
+        let mut command = self.java("kafka.log");
+        command.arg("kafka.Kafka").arg(self.directory.path().join("server.properties"));
+        self.child = Some(command.spawn().expect("java starts"));
+        let consumer: BaseConsumer = self.client().create().expect("a client");
+        let deadline = Instant::now() + START_DEADLINE;
+        loop {
+            let answer = consumer.fetch_metadata(None, Duration::from_secs(1));
+            if answer.is_ok_and(|metadata| !metadata.brokers().is_empty()) {
+                return;
+            }
+            let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
+            assert!(ended.is_none(), "the broker ended with {ended:?}:\n{}", self.tail("kafka.log"));
+            assert!(Instant::now() < deadline, "the broker does not answer:\n{}", self.tail("kafka.log"));
+        }
+    }
+
+    /// Creates a topic and waits until it is there.
+    pub async fn create_topic(&self, name: &str, partitions: i32) {
+        let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+        let results = self.admin().create_topics([&topic], &options()).await.expect("create_topics");
+        assert!(results.iter().all(Result::is_ok), "topic {name} cannot be created: {results:?}");
+        self.wait_for_partitions(name, |count| count == usize::try_from(partitions).unwrap());
+    }
+
+    /// Deletes a topic and waits until it is gone.
+    pub async fn delete_topic(&self, name: &str) {
+        let results = self.admin().delete_topics(&[name], &options()).await.expect("delete_topics");
+        assert!(results.iter().all(Result::is_ok), "topic {name} cannot be deleted: {results:?}");
+        self.wait_for_partitions(name, |count| count == 0);
+    }
+
+    /// Gives a topic more partitions.
+    pub async fn add_partitions(&self, name: &str, total: usize) {
+        let more = NewPartitions::new(name, total);
+        let results = self.admin().create_partitions([&more], &options()).await.expect("create_partitions");
+        assert!(results.iter().all(Result::is_ok), "topic {name} cannot grow: {results:?}");
+        self.wait_for_partitions(name, |count| count == total);
+    }
+
+    /// Deletes the records before an offset, as retention does.
+    pub async fn delete_records(&self, topic: &str, partition: i32, before: i64) {
+        let mut list = rdkafka::TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, rdkafka::Offset::Offset(before)).expect("a valid offset");
+        self.admin().delete_records(&list, &options()).await.expect("delete_records");
+    }
+
+    /// A producer that writes each record once.
+    pub fn producer(&self) -> KafkaProducer {
+        KafkaProducer::new(self.client().set("enable.idempotence", "true"))
+    }
+
+    /// The settings of a client of this broker.
+    pub fn client(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", self.bootstrap()).set("reconnect.backoff.max.ms", "500");
+        config
+    }
+
+    fn admin(&self) -> AdminClient<DefaultClientContext> {
+        self.client().create().expect("an admin client")
+    }
+
+    fn wait_for_partitions(&self, topic: &str, right: impl Fn(usize) -> bool) {
+        let consumer: BaseConsumer = self.client().create().expect("a client");
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let metadata = consumer.fetch_metadata(Some(topic), Duration::from_secs(5)).expect("metadata");
+            let with_leader = |partition: &&rdkafka::metadata::MetadataPartition| partition.leader() >= 0;
+            let count =
+                metadata.topics().iter().flat_map(|topic| topic.partitions()).filter(with_leader).count();
+            if right(count) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "topic {topic} has {count} partitions with a leader");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn java(&self, log: &str) -> Command {
+        let log = fs::File::create(self.directory.path().join(log)).expect("a log file");
+        let mut command = Command::new("java");
+        command
+            // Quick to start, small: a test broker handles little.
+            .args(["-Xms128m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp"])
+            .arg(self.libs.join("*"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a log file"))
+            .stderr(log);
+        command
+    }
+
+    fn tail(&self, log: &str) -> String {
+        let text = fs::read_to_string(self.directory.path().join(log)).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+}
+
+impl Drop for KafkaBroker {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn options() -> AdminOptions {
+    AdminOptions::new().request_timeout(Some(DEADLINE)).operation_timeout(Some(DEADLINE))
+}
+
+/// Two ports that nobody uses. Both are held until both are known, so that they differ.
+fn free_ports() -> (u16, u16) {
+    let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    let (one, two) = (bind(), bind());
+    (one.local_addr().unwrap().port(), two.local_addr().unwrap().port())
+}
+
+/// Writes records and knows how many the broker has taken.
+pub struct KafkaProducer(ThreadedProducer<Deliveries>);
+
+#[derive(Default)]
+pub struct Deliveries {
+    delivered: AtomicU64,
+    failed: Mutex<Vec<KafkaError>>,
+}
+
+impl ClientContext for Deliveries {}
+
+impl ProducerContext<NoCustomPartitioner> for Deliveries {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        match result {
+            Ok(_) => {
+                self.delivered.fetch_add(1, Ordering::Relaxed);
+            }
+            Err((error, _)) => self.failed.lock().unwrap().push(error.clone()),
+        }
+    }
+}
+
+impl KafkaProducer {
+    /// A producer with settings of its own, such as a transactional id.
+    pub fn new(config: &ClientConfig) -> Self {
+        Self(config.create_with_context(Deliveries::default()).expect("a producer"))
+    }
+
+    /// Hands a record to the producer, waiting for room; [`Self::flush`] waits for the broker.
+    pub fn send(&self, topic: &str, partition: i32, value: Option<&str>) {
+        let mut record = BaseRecord::<str, str>::to(topic).partition(partition);
+        record.payload = value;
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            match self.0.send(record) {
+                Ok(()) => return,
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => record = back,
+                Err((error, _)) => panic!("a record cannot be sent to {topic}: {error}"),
+            }
+            assert!(Instant::now() < deadline, "the producer's queue stays full");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits until the broker has all records.
+    pub fn flush(&self) {
+        self.0.flush(DEADLINE).expect("the broker takes all records");
+        let failed = self.0.context().failed.lock().unwrap();
+        assert!(failed.is_empty(), "records were not taken: {failed:?}");
+    }
+
+    /// Records the broker has taken.
+    pub fn delivered(&self) -> u64 {
+        self.0.context().delivered.load(Ordering::Relaxed)
+    }
+
+    /// The client underneath, for transactions.
+    pub fn native(&self) -> &ThreadedProducer<Deliveries> {
+        &self.0
+    }
+}
