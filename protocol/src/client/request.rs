@@ -1,6 +1,6 @@
 //! Client → server: `{"action": A, "id"?: JSON scalar, ...}`.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::ErrorCode;
@@ -14,7 +14,8 @@ pub const MAX_STREAMS_PER_REQUEST: usize = 1024;
 /// Longest `id` that is echoed, in bytes of JSON.
 const MAX_ID_BYTES: usize = 128;
 
-/// The `id` of a request: null, a boolean, a number or a short string, echoed as it came.
+/// The `id` of a request: null, a boolean, a number or a short string, echoed with the value it came with. A number is
+/// kept as a 64-bit integer, or else as a double.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct RequestId(Value);
@@ -71,8 +72,14 @@ pub struct ProtocolError {
 #[derive(Deserialize)]
 struct Fields {
     action: Option<Value>,
+    #[serde(default, deserialize_with = "given")]
     id: Option<Value>,
     streams: Option<Value>,
+}
+
+/// A field that is there with the value null is there: an `id` of null is echoed like any other.
+fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(deserializer).map(Some)
 }
 
 impl ClientMessage {
@@ -81,9 +88,13 @@ impl ClientMessage {
     /// # Errors
     /// [`ErrorCode::BadRequest`] or [`ErrorCode::UnknownAction`], with words that say what to mend.
     pub fn parse(text: &str) -> Result<Self, ProtocolError> {
-        let fields: Fields = serde_json::from_str(text).map_err(|error| {
-            bad(None, format!("not a JSON object of the form {{\"action\": ...}}: {error}"))
-        })?;
+        const FORM: &str = "not a JSON object of the form {\"action\": ...}";
+        // serde would fill the fields from an array, in the order of their declaration.
+        if !text.trim_start().starts_with('{') {
+            return Err(bad(None, FORM.into()));
+        }
+        let fields: Fields =
+            serde_json::from_str(text).map_err(|error| bad(None, format!("{FORM}: {error}")))?;
         let id = match fields.id {
             Some(value) => Some(RequestId::new(value).ok_or_else(|| {
                 bad(None, format!("\"id\" must be a scalar of at most {MAX_ID_BYTES} bytes"))
