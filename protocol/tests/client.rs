@@ -65,7 +65,17 @@ fn unknown_fields_and_any_order_are_accepted() {
 
 #[test]
 fn every_scalar_id_is_echoed() {
-    for scalar in ["null", "true", "0", "-5", "1.5", "18446744073709551615", r#""""#, r#""a \"b\" é""#] {
+    for scalar in [
+        "null",
+        "true",
+        "0",
+        "-5",
+        "1.5",
+        "1e2",
+        "100000001239491143464583724",
+        r#""""#,
+        r#""a \"b\" é \u00e9""#,
+    ] {
         let request = format!(r#"{{"action":"ping","id":{scalar}}}"#);
         let Ok(ClientMessage::Ping { id: Some(id) }) = ClientMessage::parse(&request) else {
             panic!("no id in {request}");
