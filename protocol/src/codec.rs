@@ -23,7 +23,8 @@ use crate::{
 /// The version this code writes, and the only one it reads.
 pub const VERSION: u8 = 1;
 
-/// Largest envelope, in bytes: two of the largest events, or a thousand of the usual 200 to 500 bytes. The mesh's
+/// Largest envelope, in bytes: one of the largest events and nearly as much beside it, or two thousand of the usual
+/// 200 to 500 bytes. The mesh's
 /// frame limit is 4 MiB and is compared with several frames at once, so this stays well below it.
 pub const MAX_ENVELOPE_BYTES: usize = 1024 * 1024;
 
@@ -193,6 +194,9 @@ fn event_of(envelope: &Bytes, topic: &Topic, wire: &WireEvent<'_>) -> Result<Eve
 /// Encodes a question about heads.
 pub fn encode_head_request(request: &HeadRequest) -> Result<Vec<u8>, CodecError> {
     check_stream_count(request.streams.len())?;
+    if let Some(foreign) = request.streams.iter().find(|stream| !request.topic.carries(stream)) {
+        return Err(CodecError::ForeignStream(foreign.to_string()));
+    }
     let topic = request.topic.to_string();
     encode(&WireHeadRequest {
         topic: &topic,

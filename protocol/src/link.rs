@@ -22,14 +22,15 @@ pub enum Verdict {
     Next,
     /// Already delivered, or of an epoch that was left: drop it.
     Duplicate,
-    /// It is newer, but something between `after` and it is missing.
-    Gap { after: Sequence },
+    /// It is newer, but something between `after` and it is missing, or may be: everything before it if there is no
+    /// `after`.
+    Gap { after: Option<Sequence> },
     /// The first of a new epoch: tell the clients before delivering it.
     Reset { epoch: Epoch },
 }
 
 impl Link {
-    /// A stream that stands at a known position; `None` if nothing of it has been seen anywhere.
+    /// A stream that stands at a known position; `None` if it has had no event so far.
     pub fn at(last: Option<Position>) -> Self {
         Self { last, left: Vec::new() }
     }
@@ -59,7 +60,11 @@ impl Link {
 
     fn judge(&self, event: &Event) -> Verdict {
         let Some(last) = self.last else {
-            return Verdict::Next;
+            return match event.previous {
+                // The stream was empty, and its publisher knows an event before this one: that one was lost.
+                Previous::At(_) => Verdict::Gap { after: None },
+                Previous::Unknown { .. } => Verdict::Next,
+            };
         };
         if event.epoch != last.epoch {
             return if self.left.contains(&event.epoch) {
@@ -74,8 +79,10 @@ impl Link {
         let linked = match event.previous {
             // A publisher that knows an event between the two says so; one that names an older `previous` knows none.
             Previous::At(previous) => previous <= last.sequence,
-            Previous::Unknown { read_from } => read_from <= last.sequence,
+            // Sequences are integers: between `last` and `read_from` there is room for a lost event only if a number
+            // lies between them. A publisher that starts at the end of a log has `read_from` = last + 1.
+            Previous::Unknown { read_from } => read_from.get() <= last.sequence.get() + 1,
         };
-        if linked { Verdict::Next } else { Verdict::Gap { after: last.sequence } }
+        if linked { Verdict::Next } else { Verdict::Gap { after: Some(last.sequence) } }
     }
 }

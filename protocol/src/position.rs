@@ -138,7 +138,7 @@ pub enum Previous {
     /// The event with this sequence, of the same epoch.
     At(Sequence),
     /// Not known: it is the first that its publisher saw of this stream. The publisher has read everything of the log
-    /// from `read_from` on, so whoever has the stream up to `read_from` or later has missed nothing.
+    /// from `read_from` on, so whoever has the stream up to the number before `read_from`, or later, has missed nothing.
     Unknown { read_from: Sequence },
 }
 

@@ -2,7 +2,10 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::{StreamName, stream::is_part};
+use crate::{
+    StreamName,
+    stream::{MAX_STREAM_NAME_BYTES, is_part},
+};
 
 /// Buckets per channel. An edge whose clients want few streams of a large channel receives about 1/64 of it per
 /// stream; a peer that joins everything of 10 channels has 640 topics, well under what gossipsub announces at once.
@@ -10,6 +13,15 @@ pub const BUCKETS: u16 = 64;
 
 /// The region part of topics that span all regions. Relays between regional topics take its place later.
 pub const ALL_REGIONS: &str = "all";
+
+/// Longest name of a region, in bytes: longer than any cloud provider uses, and short in every topic.
+pub const MAX_REGION_BYTES: usize = 32;
+
+const PREFIX: &str = "/tickmesh/1/";
+
+/// Longest topic, in bytes: the longest region and channel, two slashes and two digits. Peers announce topics, so a
+/// text of any size may come in as one.
+pub const MAX_TOPIC_BYTES: usize = PREFIX.len() + MAX_REGION_BYTES + MAX_STREAM_NAME_BYTES + 4;
 
 /// `/tickmesh/1/<region>/<channel>/<bucket>`. All streams with the same channel and key share a topic, whatever their
 /// variant.
@@ -56,7 +68,7 @@ fn bucket_of(key: &str) -> u16 {
 
 impl fmt::Display for Topic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "/tickmesh/1/{}/{}/{}", self.region, self.channel, self.bucket)
+        write!(f, "{PREFIX}{}/{}/{}", self.region, self.channel, self.bucket)
     }
 }
 
@@ -64,7 +76,11 @@ impl FromStr for Topic {
     type Err = InvalidTopic;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let mut parts = text.strip_prefix("/tickmesh/1/").ok_or(InvalidTopic)?.split('/');
+        // First the length: nothing below may do work on a text of any size.
+        if text.len() > MAX_TOPIC_BYTES {
+            return Err(InvalidTopic);
+        }
+        let mut parts = text.strip_prefix(PREFIX).ok_or(InvalidTopic)?.split('/');
         let (Some(region), Some(channel), Some(bucket), None) =
             (parts.next(), parts.next(), parts.next(), parts.next())
         else {
@@ -73,7 +89,11 @@ impl FromStr for Topic {
         let number = bucket.parse().ok().filter(|b| *b < BUCKETS).ok_or(InvalidTopic)?;
         let topic = Self { region: region.into(), channel: channel.into(), bucket: number };
         // One spelling per topic: no leading zeros or signs.
-        if is_part(region) && is_part(channel) && topic.to_string() == text {
+        if is_part(region)
+            && region.len() <= MAX_REGION_BYTES
+            && is_part(channel)
+            && topic.to_string() == text
+        {
             Ok(topic)
         } else {
             Err(InvalidTopic)

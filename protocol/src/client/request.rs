@@ -1,7 +1,7 @@
 //! Client → server: `{"action": A, "id"?: JSON scalar, ...}`.
 
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::{Value, value::RawValue};
 
 use super::ErrorCode;
 
@@ -14,21 +14,35 @@ pub const MAX_STREAMS_PER_REQUEST: usize = 1024;
 /// Longest `id` that is echoed, in bytes of JSON.
 const MAX_ID_BYTES: usize = 128;
 
-/// The `id` of a request: null, a boolean, a number or a short string, echoed as it came.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct RequestId(Value);
+/// The `id` of a request: null, a boolean, a number or a short string, echoed as it came. It is kept as JSON text: a
+/// number goes back with all its digits, whatever their count.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestId(Box<str>);
 
 impl RequestId {
-    fn new(value: Value) -> Option<Self> {
-        let scalar = !matches!(value, Value::Array(_) | Value::Object(_));
-        (scalar && value.to_string().len() <= MAX_ID_BYTES).then_some(Self(value))
+    fn new(value: &RawValue) -> Option<Self> {
+        let text = value.get();
+        let scalar = !text.starts_with(['[', '{']);
+        (scalar && text.len() <= MAX_ID_BYTES).then(|| Self(text.into()))
     }
 }
 
 impl From<u64> for RequestId {
     fn from(number: u64) -> Self {
-        Self(number.into())
+        Self(number.to_string().into())
+    }
+}
+
+impl Serialize for RequestId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serde_json::from_str::<&RawValue>(&self.0).map_err(serde::ser::Error::custom)?.serialize(serializer)
+    }
+}
+
+/// For clients, which read back the `id` they sent: by value, so a number as a 64-bit integer or a double.
+impl<'de> Deserialize<'de> for RequestId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Value::deserialize(deserializer).map(|value| Self(value.to_string().into()))
     }
 }
 
@@ -69,10 +83,16 @@ pub struct ProtocolError {
 
 /// Every field of every action; unknown ones are ignored.
 #[derive(Deserialize)]
-struct Fields {
+struct Fields<'a> {
     action: Option<Value>,
-    id: Option<Value>,
+    #[serde(borrow, default, deserialize_with = "given")]
+    id: Option<&'a RawValue>,
     streams: Option<Value>,
+}
+
+/// A field that is there with the value null is there: an `id` of null is echoed like any other.
+fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
 }
 
 impl ClientMessage {
@@ -81,9 +101,13 @@ impl ClientMessage {
     /// # Errors
     /// [`ErrorCode::BadRequest`] or [`ErrorCode::UnknownAction`], with words that say what to mend.
     pub fn parse(text: &str) -> Result<Self, ProtocolError> {
-        let fields: Fields = serde_json::from_str(text).map_err(|error| {
-            bad(None, format!("not a JSON object of the form {{\"action\": ...}}: {error}"))
-        })?;
+        const FORM: &str = "not a JSON object of the form {\"action\": ...}";
+        // serde would fill the fields from an array, in the order of their declaration.
+        if !text.trim_start().starts_with('{') {
+            return Err(bad(None, FORM.into()));
+        }
+        let fields: Fields<'_> =
+            serde_json::from_str(text).map_err(|error| bad(None, format!("{FORM}: {error}")))?;
         let id = match fields.id {
             Some(value) => Some(RequestId::new(value).ok_or_else(|| {
                 bad(None, format!("\"id\" must be a scalar of at most {MAX_ID_BYTES} bytes"))

@@ -1,0 +1,98 @@
+//! One function for each decoder of outside bytes. The fuzzer (`fuzz_targets/`) and the replay of the committed corpora
+//! (`protocol/tests/corpus.rs`) call the same ones. A panic is a finding.
+
+#![allow(clippy::expect_used, clippy::panic, reason = "test code: a panic is how a finding is reported")]
+
+use ed25519_dalek::Signer;
+use tickmesh_protocol::{
+    SignedBatch, SigningKey, StreamName, Topic,
+    client::{ClientMessage, ServerMessage},
+    codec::{decode_head_reply, decode_head_request, encode_head_reply, encode_head_request},
+    stream::{escape_key, is_part},
+};
+
+/// A function that is given any bytes.
+pub type Target = fn(&[u8]);
+
+/// Each target, under the name of its corpus.
+pub const ALL: &[(&str, Target)] = &[
+    ("batch", batch),
+    ("head_request", head_request),
+    ("head_reply", head_reply),
+    ("client_message", client_message),
+    ("server_message", server_message),
+    ("names", names),
+];
+
+/// A batch envelope: as it is, and as a body that a publisher has signed. Without the second nothing behind the check
+/// of the signature would ever be reached.
+pub fn batch(bytes: &[u8]) {
+    if let Ok(opened) = SignedBatch::open(bytes.to_vec().into()) {
+        assert_eq!(opened.envelope(), bytes);
+    }
+    const SECRET: [u8; 32] = [7; 32];
+    let key = SigningKey::from_bytes(&SECRET);
+    let mut body = bytes.to_vec();
+    if let Some(publisher) = body.get_mut(1..33) {
+        publisher.copy_from_slice(&key.publisher().0);
+    }
+    let signer = ed25519_dalek::SigningKey::from_bytes(&SECRET);
+    let signature = signer.sign(&[b"tickmesh batch\0", &body[..]].concat()).to_bytes();
+    if let Ok(opened) = SignedBatch::open([&body[..], &signature].concat().into()) {
+        let again = SignedBatch::sign(opened.batch().clone(), &key).expect("what was read can be written");
+        assert_eq!(again.batch(), opened.batch());
+        let reopened = SignedBatch::open(again.envelope().clone());
+        assert_eq!(reopened.as_ref().map(SignedBatch::batch), Ok(opened.batch()));
+    }
+}
+
+pub fn head_request(bytes: &[u8]) {
+    if let Ok(request) = decode_head_request(bytes) {
+        let again = encode_head_request(&request).expect("what was read can be written");
+        assert_eq!(decode_head_request(&again), Ok(request));
+    }
+}
+
+pub fn head_reply(bytes: &[u8]) {
+    if let Ok(reply) = decode_head_reply(bytes) {
+        let again = encode_head_reply(&reply).expect("what was read can be written");
+        assert_eq!(decode_head_reply(&again), Ok(reply));
+    }
+}
+
+pub fn client_message(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    match ClientMessage::parse(text) {
+        Ok(message) => {
+            let again = serde_json::to_string(&message).expect("what was read can be written");
+            assert_eq!(ClientMessage::parse(&again), Ok(message));
+        }
+        Err(error) => assert!(error.message.len() < 512, "a long answer: {}", error.message),
+    }
+}
+
+pub fn server_message(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    if let Ok(ServerMessage::Control(message)) = ServerMessage::parse(text) {
+        // Not compared: an id that no double holds comes back as the nearest one.
+        let again = message.to_json();
+        assert!(matches!(ServerMessage::parse(&again), Ok(ServerMessage::Control(_))), "{again}");
+    }
+}
+
+/// Stream names, topics and escaped keys.
+pub fn names(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    if let Ok(stream) = text.parse::<StreamName>() {
+        assert_eq!(stream.as_str(), text);
+        let rebuilt = StreamName::new(stream.channel(), stream.key(), stream.variant());
+        assert_eq!(rebuilt.as_ref(), Ok(&stream));
+        let topic = Topic::spanning(&stream);
+        assert!(topic.carries(&stream));
+        assert_eq!(topic.to_string().parse(), Ok(topic));
+    }
+    if let Ok(topic) = text.parse::<Topic>() {
+        assert_eq!(topic.to_string(), text);
+    }
+    assert!(is_part(&escape_key(text)));
+}
