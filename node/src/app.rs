@@ -3,7 +3,6 @@
 mod connect;
 
 use std::{
-    collections::HashSet,
     net::{SocketAddr, TcpListener},
     sync::Arc,
     thread,
@@ -21,14 +20,14 @@ use crate::{
     config::{Config, IngestRole},
     edge,
     ingest::{self, DeadLetters},
-    mesh::{self, Identity, MeshHandle, NetworkKey},
+    mesh::{self, Identity, NetworkKey},
     ops::{
         self,
         health::Health,
         lifecycle::LifecycleEvents,
         metrics::Registry,
     },
-    source::SourceMetrics,
+    source::metrics::SourceMetrics,
 };
 
 /// Batches on their way from the mesh to the hub: some seconds of a busy mesh. The hub never waits, so more would only
@@ -81,8 +80,7 @@ struct Stage {
 pub fn bind(config: Config) -> anyhow::Result<Bound> {
     let edge = match config.edge.clone() {
         Some(edge) => {
-            let listen = edge.listen;
-            Some(edge::bind(edge).with_context(|| format!("cannot listen on {listen} (edge.listen)"))?)
+            Some(edge::bind(edge)?)
         }
         None => None,
     };
@@ -101,6 +99,11 @@ impl Bound {
     /// Where operators look.
     pub fn ops_addr(&self) -> anyhow::Result<SocketAddr> {
         Ok(self.ops.local_addr()?)
+    }
+
+    /// Adds peers to dial, for networks whose ports were not known when they were configured.
+    pub fn bootstrap(&mut self, peers: &[Multiaddr]) {
+        self.config.mesh.bootstrap.extend_from_slice(peers);
     }
 
     /// Starts everything. `pages` are served beside `/ws`.
@@ -139,7 +142,6 @@ impl Bound {
         if let Some(edge) = edge {
             let parts = edge::Parts {
                 node: edge::NodeInfo { name: config.name.clone(), region: config.region.clone() },
-                private: config.private.clone(),
                 upstream: Arc::new(MeshUpstream(mesh.clone())),
                 batches,
                 pages: pages.merge(ops::http::health_router(health.clone())),
@@ -148,13 +150,19 @@ impl Bound {
             };
             let stop = CancellationToken::new();
             let run = edge.run(parts, stop.clone());
-            stages.edge = Some(Stage { stop, task: tokio::spawn(run) });
+            let task = tokio::spawn(async move {
+                if let Err(error) = run.await {
+                    tracing::error!(%error, "edge ended");
+                }
+            });
+            stages.edge = Some(Stage { stop, task });
         }
 
         if let Some(role) = config.ingest {
-            let lanes = start_sources(role.sources, &role.routes, &registry, &health, &mut stages);
+            let ingest_config = role.ingest;
+            let lanes = start_sources(role, &registry, &health, &mut stages);
             let parts = ingest::Parts {
-                config: role.ingest,
+                config: ingest_config,
                 private: config.private.clone(),
                 key: signing_key,
                 lanes,
@@ -185,7 +193,7 @@ fn start_sources(
     role.sources
         .into_iter()
         .map(|config| {
-            let name = config.name().to_owned();
+            let name = config.name.clone();
             let (output, events) = mpsc::channel(SOURCE_EVENTS);
             let source = config.open(&metrics, health.condition(format!("source {name}")));
             let stop = CancellationToken::new();

@@ -137,7 +137,10 @@ impl Config {
         let ops = read_section(&mut root, "ops", ops::Config::read);
         let edge = roles
             .contains("edge")
-            .then(|| read_section(&mut root, "edge", edge::Config::read))
+            .then(|| edge::Config {
+                private_channels: private.iter().cloned().collect(),
+                ..read_section(&mut root, "edge", edge::Config::read)
+            })
             .or_else(|| unused(&mut root, "edge", "edge"));
         let ingest = roles
             .contains("ingest")
@@ -182,30 +185,25 @@ fn unused<T>(root: &mut Section, key: &'static str, role: &str) -> Option<T> {
 
 fn read_ingest(root: &mut Section) -> IngestRole {
     let ingest = read_section(root, "ingest", ingest::Config::read);
-    let sources: Vec<source::Config> = read_each(root, "source", source::Config::read);
+    let sources: Vec<_> = root.sections("source").into_iter().filter_map(source::Config::read).collect();
     if sources.is_empty() {
         root.fault("source", "an ingest peer needs at least one [[source]]");
     }
     let mut names = HashSet::new();
     for source in &sources {
-        if !names.insert(source.name().to_owned()) {
-            root.fault("source", format!("two sources are named {:?}", source.name()));
+        if !names.insert(source.name.clone()) {
+            root.fault("source", format!("two sources are named {:?}", source.name));
         }
     }
-    let routes: Vec<RouteConfig> = read_each(root, "route", RouteConfig::read);
+    let mut routes = Vec::new();
+    for mut section in root.sections("route") {
+        routes.extend(RouteConfig::read(&mut section));
+        section.finish();
+    }
     for route in routes.iter().filter(|route| !names.contains(&route.source)) {
         root.fault("route", format!("no source is named {:?}", route.source));
     }
     IngestRole { ingest, sources, routes }
-}
-
-fn read_each<T>(root: &mut Section, key: &'static str, read: impl Fn(&mut Section) -> Option<T>) -> Vec<T> {
-    let mut values = Vec::new();
-    for mut section in root.sections(key) {
-        values.extend(read(&mut section));
-        section.finish();
-    }
-    values
 }
 
 #[cfg(test)]

@@ -1,11 +1,13 @@
 //! tickmesh, a WebSocket broker for exchanges: ingest peers read an event log and publish it on a gossipsub mesh, edge
 //! peers push it to clients. ARCHITECTURE.md has the map; [`app`] is the only place that wires the parts together.
 
+pub mod app;
 pub mod config;
 pub mod edge;
 pub mod ingest;
 pub mod mesh;
 pub mod ops;
+pub mod page;
 pub mod ports;
 pub mod source;
 pub mod transform;

@@ -15,7 +15,7 @@ use tickmesh::{
     mesh::{self, Identity, NetworkKey},
     ops::{self, metrics::now_us},
     page::{Network, NetworkEdge, page},
-    source,
+    source::{self, embedded::market::Setting},
 };
 use tickmesh_protocol::PublisherKey;
 
@@ -28,8 +28,8 @@ pub struct Demo {
     #[arg(long, default_value_t = 8080)]
     port: u16,
     /// Orders per second that the market makes, over all symbols
-    #[arg(long, default_value_t = 200)]
-    rate: u32,
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    rate: u64,
     /// Seed of the market
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -70,14 +70,19 @@ impl Demo {
             .filter(|(peer, _)| peer.ingest)
             .map(|(_, identity)| identity.publisher())
             .collect();
-        // Both ingest peers read the same market: it began when the demo did.
-        let origin_ms = now_us() / 1000;
+        // Both ingest peers read the same market: it opens as the demo starts.
+        let market = Setting {
+            seed: self.seed,
+            rate: self.rate,
+            origin_ms: now_us() / 1000,
+            ..source::embedded::Config::default().setting
+        };
 
         let mut bound = Vec::new();
         for (index, peer) in PEERS.iter().enumerate() {
-            bound.push(self.bind(index, peer, &publishers, origin_ms)?);
+            bound.push(self.bind(index, peer, &publishers, &market)?);
         }
-        let network = self.network(&bound)?;
+        let network = network(&bound, market.symbols);
 
         let mut running: Vec<Running> = Vec::new();
         let mut bootstrap = Vec::new();
@@ -105,7 +110,7 @@ impl Demo {
         index: usize,
         peer: &Peer,
         publishers: &[PublisherKey],
-        origin_ms: u64,
+        market: &Setting,
     ) -> anyhow::Result<Bound> {
         let edges_before = PEERS[..index].iter().filter(|peer| peer.edge).count();
         let port = if self.port == 0 { 0 } else { self.port + u16::try_from(edges_before)? };
@@ -127,7 +132,10 @@ impl Demo {
             }),
             ingest: peer.ingest.then(|| IngestRole {
                 ingest: ingest::Config::default(),
-                sources: vec![source::Config::market(self.seed, self.rate, origin_ms)],
+                sources: vec![source::Config {
+                    name: "market".into(),
+                    kind: source::Kind::Embedded(source::embedded::Config { setting: market.clone() }),
+                }],
                 routes: Vec::new(),
             }),
             ops: ops::Config { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), ..ops::Config::default() },
@@ -135,23 +143,6 @@ impl Demo {
         app::bind(config).with_context(|| {
             format!("{} cannot start; if another program has port {port}, try: tickmesh demo --port 9080", peer.name)
         })
-    }
-
-    /// What the page is told about the network.
-    fn network(&self, bound: &[Bound]) -> anyhow::Result<Network> {
-        let mut edges = Vec::new();
-        for (peer, bound) in PEERS.iter().zip(bound) {
-            let Some(addr) = bound.edge_addr() else { continue };
-            let title = tickmesh_regions::builtin_title(peer.region);
-            edges.push(NetworkEdge {
-                name: peer.name.into(),
-                region: peer.region.into(),
-                title: title.unwrap_or(peer.region).into(),
-                url: format!("ws://{addr}/ws"),
-            });
-        }
-        let symbols = source::embedded::DEFAULT_SYMBOLS.iter().map(ToString::to_string).collect();
-        Ok(Network { node: String::new(), region: String::new(), edges, symbols })
     }
 
     fn explain(&self, network: &Network) {
@@ -170,4 +161,20 @@ impl Demo {
         }
         println!("\nCtrl-C ends it.");
     }
+}
+
+/// What the page is told about the network.
+fn network(bound: &[Bound], symbols: Vec<String>) -> Network {
+    let mut edges = Vec::new();
+    for (peer, bound) in PEERS.iter().zip(bound) {
+        let Some(addr) = bound.edge_addr() else { continue };
+        let title = tickmesh_regions::title_of(peer.region).unwrap_or(peer.region);
+        edges.push(NetworkEdge {
+            name: peer.name.into(),
+            region: peer.region.into(),
+            title: title.into(),
+            url: format!("ws://{addr}/ws"),
+        });
+    }
+    Network { node: String::new(), region: String::new(), edges, symbols }
 }

@@ -32,6 +32,12 @@ impl Registry {
         Self(registry.unwrap_or_default())
     }
 
+    /// Says which build this is, and of which node: `tickmesh_build_info`, always 1.
+    pub fn build_info(&self, node: &str, region: &str) {
+        let info = self.gauges("build_info", "This build and node; always 1.", &["version", "node", "region"]);
+        info.with_label_values(&[env!("CARGO_PKG_VERSION"), node, region]).set(1);
+    }
+
     pub fn counter(&self, name: &str, help: &str) -> IntCounter {
         self.add(IntCounter::new(name, help))
     }
