@@ -1,1 +1,69 @@
 //! The mesh: a libp2p swarm, owned by one task, that carries signed batches between peers.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`config`], [`identity`] | what a node is told: addresses, keys, publishers |
+//! | `transport`, `behaviour` | libp2p's settings, with their reasons |
+//! | `connections` | one connection per pair of peers |
+//! | [`validation`] | which bytes are believed |
+//! | [`heads`] | questions about heads: whom to ask, when to answer |
+//! | `penalties` | peers that are not listened to for a while |
+//! | `dialing` | whom to dial, and when again |
+//! | `swarm` | the task that owns all of it |
+//! | [`handle`] | how the rest of the node talks to that task |
+//!
+//! Order: batches of one publisher on one topic reach a port in the order of their counters as long as no queue on the
+//! way overflows and no subscription or mesh changes; then a batch may come late or not at all. `counter` and each
+//! event's `previous` show it. Each batch reaches a port once.
+
+mod behaviour;
+pub mod config;
+mod connections;
+mod dialing;
+pub mod handle;
+pub mod heads;
+pub mod identity;
+mod metrics;
+mod penalties;
+mod swarm;
+mod transport;
+pub mod validation;
+
+use std::sync::Arc;
+
+use tickmesh_protocol::{
+    PublisherKey, SignedBatch,
+    head::{HeadReply, HeadRequest},
+};
+use tokio::sync::{mpsc, oneshot};
+
+pub use config::Config;
+pub use handle::{MeshHandle, Role};
+pub use heads::HeadError;
+pub use identity::{Identity, NetworkKey, PublisherId};
+pub use libp2p::{Multiaddr, PeerId};
+pub use swarm::{StartError, start};
+
+/// Where the mesh puts what it receives: the inputs of the node's own stages. It never waits for them; what does not
+/// fit is dropped and counted.
+#[derive(Debug, Default)]
+pub struct Ports {
+    /// Batches of the topics that [`Role::Edge`] has joined, the node's own included.
+    pub edge: Option<mpsc::Sender<Arc<SignedBatch>>>,
+    /// Present if this node publishes: it is then asked about heads.
+    pub ingest: Option<mpsc::Sender<IngestInput>>,
+}
+
+/// What an ingest peer hears from the mesh.
+#[derive(Debug)]
+pub enum IngestInput {
+    /// A batch of another publisher, on a topic that [`Role::Ingest`] has joined.
+    Batch(Arc<SignedBatch>),
+    /// Where do streams stand? Whoever asks is subscribed: everything handed to [`MeshHandle::publish`] after the
+    /// answer was given will reach it. To drop `answer` is to refuse.
+    Head { request: HeadRequest, answer: oneshot::Sender<HeadReply> },
+    /// There is a connection to another configured publisher.
+    PublisherUp(PublisherKey),
+    /// The connection to it is gone.
+    PublisherDown(PublisherKey),
+}
