@@ -21,12 +21,7 @@ use crate::{
     edge,
     ingest::{self, DeadLetters},
     mesh::{self, Identity, NetworkKey},
-    ops::{
-        self,
-        health::Health,
-        lifecycle::LifecycleEvents,
-        metrics::Registry,
-    },
+    ops::{self, health::Health, lifecycle::LifecycleEvents, metrics::Registry},
     source::metrics::SourceMetrics,
 };
 
@@ -79,9 +74,7 @@ struct Stage {
 /// If one is taken or not allowed; the message names the key.
 pub fn bind(config: Config) -> anyhow::Result<Bound> {
     let edge = match config.edge.clone() {
-        Some(edge) => {
-            Some(edge::bind(edge)?)
-        }
+        Some(edge) => Some(edge::bind(edge)?),
         None => None,
     };
     let listen = config.ops.listen;

@@ -142,22 +142,20 @@ impl Config {
                 ..read_section(&mut root, "edge", edge::Config::read)
             })
             .or_else(|| unused(&mut root, "edge", "edge"));
-        let ingest = roles
-            .contains("ingest")
-            .then(|| read_ingest(&mut root))
-            .or_else(|| {
-                for key in ["ingest", "source", "route"] {
-                    unused::<()>(&mut root, key, "ingest");
-                }
-                None
-            });
+        let ingest = roles.contains("ingest").then(|| read_ingest(&mut root)).or_else(|| {
+            for key in ["ingest", "source", "route"] {
+                unused::<()>(&mut root, key, "ingest");
+            }
+            None
+        });
         root.finish();
         Some(Self { name: name?, region: region?, private: Arc::new(private), mesh, edge, ingest, ops })
     }
 }
 
 fn roles(node: &mut Section) -> BTreeSet<String> {
-    let roles: BTreeSet<String> = node.required::<Vec<String>>("roles").unwrap_or_default().into_iter().collect();
+    let roles: BTreeSet<String> =
+        node.required::<Vec<String>>("roles").unwrap_or_default().into_iter().collect();
     for role in roles.iter().filter(|role| !matches!(role.as_str(), "edge" | "ingest")) {
         node.fault("roles", format!("no role {role:?}; known: edge, ingest"));
     }

@@ -31,11 +31,10 @@ pub mod validation;
 
 use std::sync::Arc;
 
-use tickmesh_protocol::{
-    PublisherKey, SignedBatch,
-    head::{HeadReply, HeadRequest},
-};
-use tokio::sync::{mpsc, oneshot};
+use tickmesh_protocol::SignedBatch;
+use tokio::sync::mpsc;
+
+use crate::ports::IngestInput;
 
 pub use config::Config;
 pub use handle::{MeshHandle, Role};
@@ -52,18 +51,4 @@ pub struct Ports {
     pub edge: Option<mpsc::Sender<Arc<SignedBatch>>>,
     /// Present if this node publishes: it is then asked about heads.
     pub ingest: Option<mpsc::Sender<IngestInput>>,
-}
-
-/// What an ingest peer hears from the mesh.
-#[derive(Debug)]
-pub enum IngestInput {
-    /// A batch of another publisher, on a topic that [`Role::Ingest`] has joined.
-    Batch(Arc<SignedBatch>),
-    /// Where do streams stand? Whoever asks is subscribed: everything handed to [`MeshHandle::publish`] after the
-    /// answer was given will reach it. To drop `answer` is to refuse.
-    Head { request: HeadRequest, answer: oneshot::Sender<HeadReply> },
-    /// There is a connection to another configured publisher.
-    PublisherUp(PublisherKey),
-    /// The connection to it is gone.
-    PublisherDown(PublisherKey),
 }

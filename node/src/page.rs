@@ -32,8 +32,7 @@ pub struct NetworkEdge {
 }
 
 /// Everything the page may load or reach: itself, and edges over WebSocket.
-const CONTENT_SECURITY_POLICY: &str =
-    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
      connect-src 'self' ws: wss:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 static FILES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/web");

@@ -14,7 +14,8 @@ use tokio::sync::oneshot;
 pub enum IngestInput {
     /// Another publisher's batch, validated, on a topic that ingest has joined.
     Batch(Arc<SignedBatch>),
-    /// An edge, by now subscribed to the topic, asks where streams stand. Dropping `answer` refuses.
+    /// An edge asks where streams stand. It is subscribed to the topic by now: everything handed to the mesh after the
+    /// answer was given will reach it. Dropping `answer` refuses.
     Head { request: HeadRequest, answer: oneshot::Sender<HeadReply> },
     /// A configured publisher got connected.
     PublisherUp(PublisherKey),

@@ -24,7 +24,9 @@ fn a_bad_configuration_names_every_fault_and_exits_with_2() {
         let output = tickmesh(folder.path(), &[command, "--config", "node.toml"]);
         assert_eq!(output.status.code(), Some(2));
         let said = String::from_utf8(output.stderr).unwrap();
-        for part in ["node.region: is missing", "node.roles:", "mesh.listen:", "source[0].kind:", "route[0].key:"] {
+        for part in
+            ["node.region: is missing", "node.roles:", "mesh.listen:", "source[0].kind:", "route[0].key:"]
+        {
             assert!(said.contains(part), "{command} does not say {part:?}: {said}");
         }
         assert!(said.contains("node.toml"));

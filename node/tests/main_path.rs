@@ -149,7 +149,9 @@ async fn an_edge_receives_nothing_of_a_topic_it_has_not_joined() {
     }
     producer.flush();
     for (client, stream) in [(&mut trades, "trades.btc_usdt"), (&mut ticker, "ticker.btc_usdt")] {
-        client.receive_until("its 200 events have come", |events| events.get(stream).map_or(0, Vec::len) == 200).await;
+        client
+            .receive_until("its 200 events have come", |events| events.get(stream).map_or(0, Vec::len) == 200)
+            .await;
         assert_eq!(client.events.len(), 1);
     }
 
@@ -185,7 +187,11 @@ async fn poison_records_are_kept_for_the_operator_and_the_stream_goes_on() {
         producer.send("raw", 1, Some(value));
     }
     producer.flush();
-    client.receive_until("both good records have come", |events| events.get("trades.btc").map_or(0, Vec::len) == 2).await;
+    client
+        .receive_until("both good records have come", |events| {
+            events.get("trades.btc").map_or(0, Vec::len) == 2
+        })
+        .await;
     let events = &client.events["trades.btc"];
     assert_eq!(events.iter().map(|event| event.sequence).collect::<Vec<_>>(), [0, 5]);
     assert_eq!(events[1].data, r#"{"price":"1","quantity":"2"}"#);
@@ -236,7 +242,9 @@ async fn a_broker_that_is_down_at_start_or_later_is_waited_for() {
         producer.flush();
     };
     produce(&broker, 0);
-    client.receive_until("the first 500 have come", |events| events.get("trades.a").map_or(0, Vec::len) == 500).await;
+    client
+        .receive_until("the first 500 have come", |events| events.get("trades.a").map_or(0, Vec::len) == 500)
+        .await;
     broker.kill();
     for ingest in &cluster.ingest {
         wait_until("the lost broker is seen", || (ingest.get("/readyz").0 == 503).then_some(()));
@@ -271,7 +279,9 @@ async fn the_other_ingest_peer_goes_on_when_one_is_killed() {
         }
         producer.flush();
     };
-    let count = |events: &BTreeMap<String, Vec<support::client::Received>>| events.values().map(Vec::len).sum::<usize>();
+    let count = |events: &BTreeMap<String, Vec<support::client::Received>>| {
+        events.values().map(Vec::len).sum::<usize>()
+    };
     produce(0, 400);
     client.receive_until("the first 400 have come", |events| count(events) == 400).await;
     cluster.ingest[0].kill();

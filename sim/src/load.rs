@@ -62,7 +62,10 @@ pub struct Load {
 
 impl Load {
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        ensure!(self.clients > 0 && self.streams > 0 && self.rate > 0, "--clients, --streams and --rate are at least 1");
+        ensure!(
+            self.clients > 0 && self.streams > 0 && self.rate > 0,
+            "--clients, --streams and --rate are at least 1"
+        );
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let report = runtime.block_on(self.load())?;
         println!("{}", serde_json::to_string_pretty(&report)?);
@@ -111,7 +114,9 @@ impl Load {
             }
             let url = self.url[index % self.url.len()].clone();
             let stream = streams[index % streams.len()].clone();
-            connecting.spawn(async move { LoadClient::connect(&url, stream).await.with_context(|| format!("client of {url}")) });
+            connecting.spawn(async move {
+                LoadClient::connect(&url, stream).await.with_context(|| format!("client of {url}"))
+            });
         }
         while let Some(client) = connecting.join_next().await {
             clients.extend(joined(Some(client))?);

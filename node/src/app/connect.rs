@@ -25,7 +25,9 @@ impl Upstream for MeshUpstream {
 
     fn heads(&self, request: HeadRequest) -> BoxFuture<'static, Result<HeadReply, Unavailable>> {
         let mesh = self.0.clone();
-        Box::pin(async move { mesh.heads(request).await.map_err(|error| Unavailable { reason: error.to_string() }) })
+        Box::pin(async move {
+            mesh.heads(request).await.map_err(|error| Unavailable { reason: error.to_string() })
+        })
     }
 }
 

@@ -26,7 +26,8 @@ impl Check {
         if let Some(role) = &config.ingest {
             for source in &role.sources {
                 let routes = role.routes.iter().filter(|route| route.source == source.name).count();
-                let routes = if routes == 0 { "records pass as they are".into() } else { format!("{routes} routes") };
+                let routes =
+                    if routes == 0 { "records pass as they are".into() } else { format!("{routes} routes") };
                 println!("  source   {}: {routes}", source.name);
             }
         }

@@ -15,7 +15,7 @@ use tickmesh::{
     mesh::{self, Identity, NetworkKey},
     ops::{self, metrics::now_us},
     page::{Network, NetworkEdge, page},
-    source::{self, embedded::market::Setting},
+    source::{self, embedded::Setting},
 };
 use tickmesh_protocol::PublisherKey;
 
@@ -88,7 +88,8 @@ impl Demo {
         let mut bootstrap = Vec::new();
         for ((peer, mut bound), identity) in PEERS.iter().zip(bound).zip(identities) {
             bound.bootstrap(&bootstrap);
-            let pages = page(Network { node: peer.name.into(), region: peer.region.into(), ..network.clone() });
+            let pages =
+                page(Network { node: peer.name.into(), region: peer.region.into(), ..network.clone() });
             let started = bound.start(identity, network_key.clone(), pages).await;
             let started = started.with_context(|| format!("{} does not start", peer.name))?;
             bootstrap.extend(started.mesh_addrs.iter().cloned());
@@ -141,14 +142,24 @@ impl Demo {
             ops: ops::Config { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), ..ops::Config::default() },
         };
         app::bind(config).with_context(|| {
-            format!("{} cannot start; if another program has port {port}, try: tickmesh demo --port 9080", peer.name)
+            format!(
+                "{} cannot start; if another program has port {port}, try: tickmesh demo --port 9080",
+                peer.name
+            )
         })
     }
 
     fn explain(&self, network: &Network) {
         println!("tickmesh demo: one exchange, three regions, one process\n");
-        println!("  market       {} symbols, {} orders/s, seed {}", network.symbols.len(), self.rate, self.seed);
-        println!("  ingest       eu-ingest-1, eu-ingest-2 in eu-west: both read the market, each leads half of the topics");
+        println!(
+            "  market       {} symbols, {} orders/s, seed {}",
+            network.symbols.len(),
+            self.rate,
+            self.seed
+        );
+        println!(
+            "  ingest       eu-ingest-1, eu-ingest-2 in eu-west: both read the market, each leads half of the topics"
+        );
         for edge in &network.edges {
             println!("  edge         {:<12} {:<14} {}", edge.name, edge.region, edge.url);
         }

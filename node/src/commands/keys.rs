@@ -7,10 +7,12 @@ use tickmesh::mesh::{Identity, NetworkKey};
 
 /// Make the keys of a peer and of the network, or show a peer's id.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  tickmesh keys --node eu-1.key            make a peer's key, print its id for mesh.publishers\n  \
+#[command(
+    after_help = "Examples:\n  tickmesh keys --node eu-1.key            make a peer's key, print its id for mesh.publishers\n  \
                         tickmesh keys --network network.psk      make the key that every peer of the network has\n  \
                         tickmesh keys --show eu-1.key            print the id of a peer's key\n\n\
-                        Files that exist are never overwritten.")]
+                        Files that exist are never overwritten."
+)]
 #[group(required = true, multiple = true)]
 pub struct Keys {
     /// Make a peer's key in this file
@@ -27,16 +29,26 @@ pub struct Keys {
 impl Keys {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         for file in [&self.node, &self.network].into_iter().flatten() {
-            ensure!(!file.exists(), "{} exists; move it away first, if you mean to replace it", file.display());
+            ensure!(
+                !file.exists(),
+                "{} exists; move it away first, if you mean to replace it",
+                file.display()
+            );
         }
         if let Some(file) = self.node {
             let identity = Identity::create(&file)?;
             println!("{}", identity.peer_id());
-            eprintln!("made {}: keep it secret, one per peer; the id above goes into mesh.publishers of every peer if this one ingests", file.display());
+            eprintln!(
+                "made {}: keep it secret, one per peer; the id above goes into mesh.publishers of every peer if this one ingests",
+                file.display()
+            );
         }
         if let Some(file) = self.network {
             NetworkKey::create(&file)?;
-            eprintln!("made {}: keep it secret, the same on every peer (mesh.network_key_file)", file.display());
+            eprintln!(
+                "made {}: keep it secret, the same on every peer (mesh.network_key_file)",
+                file.display()
+            );
         }
         if let Some(file) = self.show {
             println!("{}", Identity::load(&file)?.peer_id());

@@ -4,7 +4,12 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use axum::Router;
-use tickmesh::{app, config::Config, mesh::{Identity, NetworkKey}, ops};
+use tickmesh::{
+    app,
+    config::Config,
+    mesh::{Identity, NetworkKey},
+    ops,
+};
 
 /// Run one peer.
 #[derive(clap::Args)]

@@ -42,7 +42,9 @@ fn set(table: &mut Table, path: &[&str], value: Value) -> Result<(), String> {
             let item = index.parse::<usize>().ok().and_then(|index| items.get_mut(index));
             match item {
                 Some(Value::Table(inner)) => set(inner, rest, value),
-                _ => Err(format!("{first} has {count} entries, so there is none numbered {index:?} (from 0)")),
+                _ => {
+                    Err(format!("{first} has {count} entries, so there is none numbered {index:?} (from 0)"))
+                }
             }
         }
         _ => Err(format!("{first} is no section")),

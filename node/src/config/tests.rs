@@ -72,7 +72,8 @@ fn broken_toml_says_where() {
 
 #[test]
 fn the_environment_wins_over_the_file() {
-    let config = parse(GOOD, &[("TICKMESH_NODE__REGION", "us-east"), ("TICKMESH_CACHE", "/x"), ("HOME", "/")]);
+    let config =
+        parse(GOOD, &[("TICKMESH_NODE__REGION", "us-east"), ("TICKMESH_CACHE", "/x"), ("HOME", "/")]);
     assert_eq!(config.unwrap().region, "us-east");
     let config = parse(GOOD, &[("TICKMESH_ROUTE__0__CHANNEL", "deals")]).unwrap();
     assert_eq!(config.ingest.unwrap().routes[0].channel, "deals");
@@ -83,7 +84,10 @@ fn the_environment_wins_over_the_file() {
 #[test]
 fn a_section_without_its_role_is_a_fault() {
     let faults = faults(&GOOD.replace("[\"ingest\", \"edge\"]", "[\"edge\"]"));
-    assert!(faults.iter().any(|fault| fault.contains("source: is read only with the role \"ingest\"")), "{faults:#?}");
+    assert!(
+        faults.iter().any(|fault| fault.contains("source: is read only with the role \"ingest\"")),
+        "{faults:#?}"
+    );
     assert_eq!(faults.len(), 2, "{faults:#?}");
 }
 

@@ -34,7 +34,8 @@ impl Registry {
 
     /// Says which build this is, and of which node: `tickmesh_build_info`, always 1.
     pub fn build_info(&self, node: &str, region: &str) {
-        let info = self.gauges("build_info", "This build and node; always 1.", &["version", "node", "region"]);
+        let info =
+            self.gauges("build_info", "This build and node; always 1.", &["version", "node", "region"]);
         info.with_label_values(&[env!("CARGO_PKG_VERSION"), node, region]).set(1);
     }
 

@@ -66,14 +66,19 @@ impl Client {
     }
 
     /// Receives until the events kept satisfy a condition.
-    pub async fn receive_until(&mut self, what: &str, done: impl Fn(&BTreeMap<String, Vec<Received>>) -> bool) {
+    pub async fn receive_until(
+        &mut self,
+        what: &str,
+        done: impl Fn(&BTreeMap<String, Vec<Received>>) -> bool,
+    ) {
         let receive = async {
             while !done(&self.events) {
                 self.next().await;
             }
         };
         if timeout(DEADLINE, receive).await.is_err() {
-            let counts: BTreeMap<_, _> = self.events.iter().map(|(stream, events)| (stream, events.len())).collect();
+            let counts: BTreeMap<_, _> =
+                self.events.iter().map(|(stream, events)| (stream, events.len())).collect();
             panic!("waited in vain until {what}; received so far: {counts:?}");
         }
     }

@@ -59,7 +59,11 @@ impl Network {
             .current_dir(self.folder.path())
             .output()
             .unwrap();
-        assert!(output.status.success(), "tickmesh {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "tickmesh {arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
@@ -102,7 +106,11 @@ impl Node {
             }
         };
         thread::spawn(move || lines.iter().for_each(drop));
-        let addr = |key: &str| running[key].as_str().and_then(|text| text.trim_matches(['"', 'S', 'o', 'm', 'e', '(', ')']).parse().ok());
+        let addr = |key: &str| {
+            running[key]
+                .as_str()
+                .and_then(|text| text.trim_matches(['"', 'S', 'o', 'm', 'e', '(', ')']).parse().ok())
+        };
         let mesh = running["mesh"].as_str().unwrap_or_default();
         Self {
             child,

@@ -95,7 +95,9 @@ impl LoadClient {
         loop {
             let message = timeout(PATIENCE, socket.next()).await.context("no answer to subscribe")?;
             let Message::Text(text) = message.context("closed")?? else { continue };
-            if let ServerMessage::Control(ControlMessage::Subscribed { rejected, .. }) = ServerMessage::parse(text.as_str())? {
+            if let ServerMessage::Control(ControlMessage::Subscribed { rejected, .. }) =
+                ServerMessage::parse(text.as_str())?
+            {
                 if let Some(rejection) = rejected.first() {
                     bail!("{}: {}", rejection.stream, rejection.message);
                 }

@@ -34,7 +34,12 @@ impl Producer {
     }
 
     /// Makes `rate` events per second over the streams in turn until `deadline`. Returns how many of each stream.
-    pub async fn produce(&self, streams: &[String], rate: u32, deadline: Instant) -> anyhow::Result<Vec<u64>> {
+    pub async fn produce(
+        &self,
+        streams: &[String],
+        rate: u32,
+        deadline: Instant,
+    ) -> anyhow::Result<Vec<u64>> {
         let mut counts = vec![0; streams.len()];
         let begun = Instant::now();
         let mut made = 0_u64;

@@ -109,7 +109,10 @@ impl Follower {
             if event.sequence <= last {
                 self.output.wrong(&format!("{}: {} after {last}", event.stream, event.sequence));
             } else if event.previous.is_some_and(|previous| previous != last) {
-                self.output.wrong(&format!("{}: missed something between {last} and {}", event.stream, event.sequence));
+                self.output.wrong(&format!(
+                    "{}: missed something between {last} and {}",
+                    event.stream, event.sequence
+                ));
             }
         }
         self.output.event(text, event);
@@ -117,7 +120,9 @@ impl Follower {
 
     fn take_control(&mut self, control: &ControlMessage) -> anyhow::Result<()> {
         match control {
-            ControlMessage::Welcome { node, region, .. } => self.output.note(&format!("connected to {node} in {region}")),
+            ControlMessage::Welcome { node, region, .. } => {
+                self.output.note(&format!("connected to {node} in {region}"))
+            }
             ControlMessage::Subscribed { streams, rejected, .. } => {
                 for rejection in rejected {
                     self.output.note(&format!("{}: {}", rejection.stream, rejection.message));
@@ -136,7 +141,9 @@ impl Follower {
                 self.output.note(&format!("{stream}: numbered anew in epoch {epoch}"));
                 self.last.remove(stream);
             }
-            ControlMessage::Error { code, message, .. } => self.output.note(&format!("error {code:?}: {message}")),
+            ControlMessage::Error { code, message, .. } => {
+                self.output.note(&format!("error {code:?}: {message}"))
+            }
             ControlMessage::Draining { .. } => self.output.note("the edge is draining"),
             _ => {}
         }
@@ -158,6 +165,8 @@ async fn close(mut socket: Socket) -> anyhow::Result<()> {
 fn backoff(failures: u32) -> Duration {
     let (first, longest) = BACKOFF;
     let ceiling = first.saturating_mul(1 << failures.min(10)).min(longest);
-    let nanoseconds = u64::from(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |t| t.subsec_nanos()));
+    let nanoseconds = u64::from(
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |t| t.subsec_nanos()),
+    );
     ceiling.mul_f64(0.5 + 0.5 * (nanoseconds % 1000) as f64 / 1000.0)
 }

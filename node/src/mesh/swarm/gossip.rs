@@ -11,8 +11,9 @@ use tickmesh_protocol::{SignedBatch, Topic};
 use tokio::sync::mpsc::error::TrySendError;
 
 use super::Node;
-use crate::mesh::{
-    IngestInput, behaviour::gossip_topic, handle::Roles, identity::publisher_of, validation::Verdict,
+use crate::{
+    mesh::{behaviour::gossip_topic, handle::Roles, identity::publisher_of, validation::Verdict},
+    ports::IngestInput,
 };
 
 /// A topic this node has joined.

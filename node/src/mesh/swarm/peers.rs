@@ -15,7 +15,10 @@ use libp2p::{
 use tokio::sync::mpsc::error::TrySendError;
 
 use super::Node;
-use crate::mesh::{IngestInput, behaviour::ROUTING_PROTOCOL, connections::AlreadyConnected, dialing::Dial};
+use crate::{
+    mesh::{behaviour::ROUTING_PROTOCOL, connections::AlreadyConnected, dialing::Dial},
+    ports::IngestInput,
+};
 
 /// A peer that lost messages in each heartbeat for this long is cut off. It has lost more than its repair would
 /// notice as a hiccup, and a connection whose gossip handler is disabled (after five streams) looks just like it.

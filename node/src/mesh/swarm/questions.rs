@@ -10,10 +10,12 @@ use tickmesh_protocol::head::{HeadReply, HeadRequest};
 use tokio::{sync::oneshot, time};
 
 use super::Node;
-use crate::mesh::{
-    IngestInput,
-    handle::NewQuestion,
-    heads::{ASK_TIMEOUT, Asked, HeadError, QuestionId},
+use crate::{
+    mesh::{
+        handle::NewQuestion,
+        heads::{ASK_TIMEOUT, Asked, HeadError, QuestionId},
+    },
+    ports::IngestInput,
 };
 use libp2p::futures::future::BoxFuture;
 
