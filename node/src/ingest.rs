@@ -69,7 +69,6 @@ impl Config {
                 "at least four times ingest.batch, or every event is published twice",
             );
         }
-        section.finish();
         config
     }
 }
