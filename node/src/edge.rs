@@ -1,12 +1,79 @@
 //! The edge: takes batches from the mesh and pushes their events to WebSocket clients.
+//!
+//! ```text
+//! batches ─> hub ─> queue ─> shard ─> outbox of a connection ─> socket
+//!             │     per shard  │
+//!   heads of streams       requests of clients (back to the hub)
+//! ```
+//!
+//! Promised to a client: it sees `subscribed` before the first event of a stream; then every event after the position
+//! told in it, in order, each once. Where one is missing, `previous` shows it.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `hub` | the state of every stream, one task |
+//! | `stream` | one stream, pure: joining, live, held events |
+//! | `queue` | what the hub and the shards say to each other |
+//! | `shard` | one thread with its connections: delivery, time, drain |
+//! | `connection`, `requests` | one client: its life, its requests |
+//! | `subscriptions` | which connection has which stream |
+//! | `inbox`, `outbox`, `frame` | bytes in and out, pure |
+//! | `http` | accept, handshake, pages |
 
-use std::fmt;
+mod config;
+mod connection;
+mod frame;
+mod http;
+mod hub;
+mod inbox;
+mod metrics;
+mod outbox;
+mod queue;
+mod requests;
+mod shard;
+mod stream;
+mod subscriptions;
 
+use std::{
+    cell::RefCell,
+    fmt, io,
+    net::{SocketAddr, TcpListener},
+    rc::Rc,
+    sync::Arc,
+    thread,
+};
+
+use axum::Router;
 use futures_util::future::BoxFuture;
+use socket2::{Domain, Protocol, Socket, Type};
 use tickmesh_protocol::{
-    Topic,
+    SignedBatch, Topic,
     head::{HeadReply, HeadRequest},
 };
+use tokio::{sync::mpsc, task::LocalSet};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+pub use self::{
+    config::{Config, InvalidPattern, PRIVATE_CHANNELS, Pattern},
+    outbox::Bounds,
+};
+use self::{
+    hub::Hub,
+    metrics::EdgeMetrics,
+    queue::{ShardQueue, ToHub},
+    shard::Shard,
+};
+use crate::ops::{lifecycle::LifecycleEvents, metrics::Registry};
+
+/// Most bytes of frames that wait for one shard: what half a second brings at 100,000 events/s of 600 bytes. A shard
+/// that is further behind serves nobody any more.
+const SHARD_QUEUE_BYTES: usize = 32 * 1024 * 1024;
+
+/// Requests that wait for the hub, from all shards. It handles one in microseconds.
+const HUB_REQUESTS: usize = 4096;
+
+/// Connections that may wait for `accept`; the system may allow fewer.
+const LISTEN_BACKLOG: i32 = 4096;
 
 /// What an edge needs from the mesh. [`crate::app`] puts the two together; neither knows the other.
 pub trait Upstream: Send + Sync + 'static {
@@ -30,5 +97,189 @@ pub struct Unavailable {
 impl fmt::Display for Unavailable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.reason)
+    }
+}
+
+/// Who this node is; part of `welcome`.
+#[derive(Clone, Debug)]
+pub struct NodeInfo {
+    pub name: String,
+    pub region: String,
+}
+
+/// Why an edge cannot listen.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address} ([edge] listen): {error}")]
+pub struct BindError {
+    pub address: SocketAddr,
+    #[source]
+    pub error: io::Error,
+}
+
+/// Why an edge ended before it was told to.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("cannot start a thread for a shard of the edge: {0}")]
+    Start(#[source] io::Error),
+    #[error("shard {0} of the edge has ended by a fault; see the log")]
+    Shard(usize),
+}
+
+/// An edge that listens but does not accept yet.
+#[derive(Debug)]
+pub struct Bound {
+    config: Config,
+    listeners: Vec<TcpListener>,
+    address: SocketAddr,
+}
+
+/// What an edge runs with.
+pub struct Parts {
+    pub node: NodeInfo,
+    pub upstream: Arc<dyn Upstream>,
+    /// Valid batches; each holds events of one topic.
+    pub batches: mpsc::Receiver<Arc<SignedBatch>>,
+    /// Served beside `/ws`.
+    pub pages: Router,
+    pub registry: Registry,
+    pub lifecycle: LifecycleEvents,
+}
+
+/// Listens with one socket per shard, between which the system spreads the connections.
+///
+/// # Errors
+/// If the address cannot be had, also where another process of the same user already shares it.
+pub fn bind(config: Config) -> Result<Bound, BindError> {
+    let failed = |error| BindError { address: config.listen, error };
+    // Sockets with SO_REUSEPORT would quietly share the port with another node. One without it does not.
+    drop(listen(config.listen, false).map_err(failed)?);
+    let first = listen(config.listen, true).map_err(failed)?;
+    let address = first.local_addr().map_err(failed)?;
+    let mut listeners = vec![first];
+    for _ in 1..config.shards {
+        listeners.push(listen(address, true).map_err(failed)?);
+    }
+    Ok(Bound { config, listeners, address })
+}
+
+fn listen(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(LISTEN_BACKLOG)?;
+    Ok(socket.into())
+}
+
+impl Bound {
+    /// The address with the port that the system chose, where the configuration says 0.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `stop`, then says goodbye to the clients; returns when all threads have ended, within about a second.
+    ///
+    /// # Errors
+    /// If it had to end before `stop`; everything has ended then, too.
+    pub async fn run(self, parts: Parts, stop: CancellationToken) -> Result<(), RunError> {
+        let Parts { node, upstream, batches, pages, registry, lifecycle } = parts;
+        let metrics = EdgeMetrics::new(&registry);
+        // Ends everything as well when one part fails, or when this future is dropped.
+        let stop = stop.child_token();
+        let _guard = stop.clone().drop_guard();
+        let (requests, from_shards) = mpsc::channel(HUB_REQUESTS);
+        let config = Arc::new(self.config);
+        let max_connections = config.max_connections.div_ceil(self.listeners.len());
+        let (mut queues, mut threads) = (Vec::new(), Vec::new());
+        for (index, listener) in self.listeners.into_iter().enumerate() {
+            let queue = Arc::new(ShardQueue::new(SHARD_QUEUE_BYTES));
+            queues.push(Arc::clone(&queue));
+            let shard = Spawn {
+                index,
+                config: Arc::clone(&config),
+                node: node.clone(),
+                metrics: metrics.clone(),
+                lifecycle: lifecycle.clone(),
+                hub: requests.clone(),
+                queue,
+                listener,
+                pages: pages.clone(),
+                max_connections,
+                stop: stop.clone(),
+            };
+            threads.push(shard.spawn().map_err(RunError::Start)?);
+        }
+        drop(requests);
+        tracing::info!(address = %self.address, shards = threads.len(), "edge listens");
+        let hub = Hub::new(upstream, queues, config.leave_after, config.join_timeout, metrics);
+        hub.run(batches, from_shards, stop.clone()).await;
+        stop.cancel();
+        let mut result = Ok(());
+        for (index, mut thread) in threads.into_iter().enumerate() {
+            // The sender is dropped when the thread ends, by a panic too; then it can be joined without waiting.
+            let _ = thread.ended.recv().await;
+            if thread.handle.join().is_err() {
+                result = Err(RunError::Shard(index));
+            }
+        }
+        tracing::info!(address = %self.address, "edge has ended");
+        result
+    }
+}
+
+/// Everything a shard's thread starts with.
+struct Spawn {
+    index: usize,
+    config: Arc<Config>,
+    node: NodeInfo,
+    metrics: EdgeMetrics,
+    lifecycle: LifecycleEvents,
+    hub: mpsc::Sender<ToHub>,
+    queue: Arc<ShardQueue>,
+    listener: TcpListener,
+    pages: Router,
+    max_connections: usize,
+    stop: CancellationToken,
+}
+
+struct ShardThread {
+    handle: thread::JoinHandle<()>,
+    ended: mpsc::Receiver<()>,
+}
+
+impl Spawn {
+    fn spawn(self) -> io::Result<ShardThread> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (alive, ended) = mpsc::channel(1);
+        let handle = thread::Builder::new().name(format!("edge-{}", self.index)).spawn(move || {
+            let _alive = alive;
+            // A shard that fails takes the edge with it, rather than leave its clients without an answer.
+            let _guard: DropGuard = self.stop.clone().drop_guard();
+            LocalSet::new().block_on(&runtime, self.run());
+        })?;
+        Ok(ShardThread { handle, ended })
+    }
+
+    async fn run(self) {
+        let listener = match tokio::net::TcpListener::from_std(self.listener) {
+            Ok(listener) => listener,
+            Err(error) => return tracing::error!(%error, shard = self.index, "a shard cannot listen"),
+        };
+        let shard = Shard::new(self.index, self.config, self.node, self.metrics, self.lifecycle, self.hub);
+        let shard = Rc::new(RefCell::new(shard));
+        let accepting = tokio::task::spawn_local(http::accept(
+            Rc::clone(&shard),
+            listener,
+            self.pages,
+            self.max_connections,
+        ));
+        tokio::task::spawn_local(shard::deliver(Rc::clone(&shard), self.queue));
+        tokio::task::spawn_local(shard::keep_time(Rc::clone(&shard)));
+        tokio::task::spawn_local(shard::tell_releases(Rc::clone(&shard)));
+        self.stop.cancelled().await;
+        accepting.abort();
+        // The other tasks end with the thread's LocalSet.
+        shard::drain(&shard).await;
     }
 }

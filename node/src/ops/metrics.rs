@@ -18,7 +18,11 @@ const LATENCY_BUCKETS: &[f64] = &[
 
 /// The metrics of one node.
 #[derive(Clone, Debug)]
-pub struct Registry(prometheus::Registry);
+pub struct Registry {
+    families: prometheus::Registry,
+    /// The one family that several stages move.
+    dropped: IntCounterVec,
+}
 
 impl Default for Registry {
     fn default() -> Self {
@@ -28,8 +32,18 @@ impl Default for Registry {
 
 impl Registry {
     pub fn new() -> Self {
-        let registry = prometheus::Registry::new_custom(Some("tickmesh".into()), None);
-        Self(registry.unwrap_or_default())
+        let families = prometheus::Registry::new_custom(Some("tickmesh".into()), None).unwrap_or_default();
+        let dropped = IntCounterVec::new(
+            Opts::new("events_dropped_total", "Events that were dropped, by the reason."),
+            &["reason"],
+        );
+        let dropped = Self::register(&families, dropped);
+        Self { families, dropped }
+    }
+
+    /// Events that a stage drops for one reason: every drop is counted, in one family.
+    pub fn dropped_events(&self, reason: &'static str) -> IntCounter {
+        self.dropped.with_label_values(&[reason])
     }
 
     /// Says which build this is, and of which node: `tickmesh_build_info`, always 1.
@@ -68,17 +82,24 @@ impl Registry {
     /// The exposition format of Prometheus, version 0.0.4.
     pub fn render(&self) -> String {
         let mut text = Vec::new();
-        if let Err(error) = TextEncoder::new().encode(&self.0.gather(), &mut text) {
+        if let Err(error) = TextEncoder::new().encode(&self.families.gather(), &mut text) {
             tracing::error!(%error, "metrics cannot be written");
         }
         String::from_utf8(text).unwrap_or_default()
     }
 
     /// Names are constants of this crate, so a bad or doubled one is a mistake in it that every start shows.
-    #[expect(clippy::expect_used, reason = "metric names are constants; no input reaches this")]
     fn add<M: Collector + Clone + 'static>(&self, metric: prometheus::Result<M>) -> M {
+        Self::register(&self.families, metric)
+    }
+
+    #[expect(clippy::expect_used, reason = "metric names are constants; no input reaches this")]
+    fn register<M>(families: &prometheus::Registry, metric: prometheus::Result<M>) -> M
+    where
+        M: Collector + Clone + 'static,
+    {
         let metric = metric.expect("metric names are valid");
-        self.0.register(Box::new(metric.clone())).expect("metric names are unique in a node");
+        families.register(Box::new(metric.clone())).expect("metric names are unique in a node");
         metric
     }
 }

@@ -1,0 +1,293 @@
+//! The `[edge]` section of the configuration.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    str::FromStr,
+    thread,
+    time::Duration,
+};
+
+use tickmesh_protocol::StreamName;
+
+use super::outbox::Bounds;
+use crate::config::{Section, Size, Span};
+
+/// Channels whose streams belong to one user each, unless the configuration lists others.
+pub const PRIVATE_CHANNELS: [&str; 4] = ["orders", "balances", "positions", "account"];
+
+/// Smallest queue, in bytes, that does not call every client slow: a `subscribed` for a hundred streams fits.
+const MIN_QUEUE_BYTES: usize = 16 * 1024;
+
+/// More shards than any machine has cores are a mistake.
+const MAX_SHARDS: usize = 256;
+
+/// What an edge is told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub listen: SocketAddr,
+    /// Threads that each own a listener and its connections.
+    pub shards: usize,
+    /// What is kept for a client that reads slowly, before it is closed with 4408.
+    pub queue: Bounds,
+    /// Connections at once, over all shards.
+    pub max_connections: usize,
+    /// Subscriptions of one connection.
+    pub max_streams: usize,
+    /// Silence of a client after which it is pinged.
+    pub ping_interval: Duration,
+    /// Silence of a client after which it is closed.
+    pub idle_timeout: Duration,
+    /// How long a client may take nothing while something is to be written.
+    pub write_timeout: Duration,
+    /// Time from the TCP connection to the whole request.
+    pub handshake_timeout: Duration,
+    /// Silence towards a client after which it gets a heartbeat.
+    pub heartbeat: Duration,
+    /// How long a topic stays joined after its last subscriber.
+    pub leave_after: Duration,
+    /// How long a client waits for `subscribed`.
+    pub join_timeout: Duration,
+    /// Streams for clients without credentials; without a list, everything that is not private.
+    pub anonymous: Option<Vec<Pattern>>,
+    /// Channels whose streams belong to one user each.
+    pub private_channels: Vec<String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080)),
+            shards: thread::available_parallelism().map_or(1, usize::from).min(MAX_SHARDS),
+            queue: Bounds { frames: 1024, bytes: 1024 * 1024 },
+            // About 100 MB in the process and 400 MB in the kernel when all are idle.
+            max_connections: 100_000,
+            max_streams: 1024,
+            ping_interval: Duration::from_secs(25),
+            idle_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(10),
+            handshake_timeout: Duration::from_secs(10),
+            heartbeat: Duration::from_secs(5),
+            leave_after: Duration::from_secs(30),
+            join_timeout: Duration::from_secs(2),
+            anonymous: None,
+            private_channels: PRIVATE_CHANNELS.map(String::from).to_vec(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads the section and notes every fault; the section is not finished, so that others may have keys in it.
+    pub fn read(section: &mut Section) -> Self {
+        let default = Self::default();
+        let mut queue = section.section("queue");
+        let bounds = Bounds {
+            frames: at_least(&mut queue, "frames", default.queue.frames, 1, usize::MAX),
+            bytes: queue.or("bytes", Size(default.queue.bytes)).0,
+        };
+        if bounds.bytes < MIN_QUEUE_BYTES {
+            queue.fault("bytes", format!("must be at least {MIN_QUEUE_BYTES}B"));
+        }
+        queue.finish();
+        let config = Self {
+            listen: section.parsed("listen").unwrap_or(default.listen),
+            shards: at_least(section, "shards", default.shards, 1, MAX_SHARDS),
+            queue: bounds,
+            max_connections: at_least(section, "max_connections", default.max_connections, 1, usize::MAX),
+            max_streams: at_least(section, "max_streams", default.max_streams, 1, usize::MAX),
+            ping_interval: span(section, "ping_interval", default.ping_interval),
+            idle_timeout: span(section, "idle_timeout", default.idle_timeout),
+            write_timeout: span(section, "write_timeout", default.write_timeout),
+            handshake_timeout: span(section, "handshake_timeout", default.handshake_timeout),
+            heartbeat: span(section, "heartbeat", default.heartbeat),
+            leave_after: span(section, "leave_after", default.leave_after),
+            join_timeout: span(section, "join_timeout", default.join_timeout),
+            anonymous: section.parsed_list("anonymous"),
+            private_channels: default.private_channels,
+        };
+        if config.idle_timeout <= config.ping_interval {
+            section.fault("idle_timeout", "must be longer than ping_interval, or no pong can come in time");
+        }
+        config
+    }
+
+    pub fn is_private(&self, stream: &StreamName) -> bool {
+        self.private_channels.iter().any(|channel| channel == stream.channel())
+    }
+
+    /// Whether a client without credentials may have this stream.
+    pub fn anonymous_may(&self, stream: &StreamName) -> bool {
+        !self.is_private(stream)
+            && self
+                .anonymous
+                .as_ref()
+                .is_none_or(|patterns| patterns.iter().any(|pattern| pattern.matches(stream)))
+    }
+}
+
+fn span(section: &mut Section, key: &'static str, default: Duration) -> Duration {
+    let span = section.or(key, Span(default)).0;
+    if span.is_zero() {
+        section.fault(key, "must be longer than nothing");
+        return default;
+    }
+    span
+}
+
+fn at_least(section: &mut Section, key: &'static str, default: usize, min: usize, max: usize) -> usize {
+    let number = section.or(key, default);
+    if (min..=max).contains(&number) {
+        return number;
+    }
+    match max {
+        usize::MAX => section.fault(key, format!("must be at least {min}, not {number}")),
+        max => section.fault(key, format!("must be {min} to {max}, not {number}")),
+    }
+    default
+}
+
+/// Which streams: a name in which `*` stands for any characters, as in `trades.*`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pattern(String);
+
+/// A text that can match no stream.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a pattern is a stream name in which * stands for any characters, as in trades.*")]
+pub struct InvalidPattern;
+
+impl FromStr for Pattern {
+    type Err = InvalidPattern;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let known = |c: char| matches!(c, 'a'..='z' | '0'..='9' | '_' | '-' | '.' | '@' | '*');
+        if text.is_empty() || !text.chars().all(known) {
+            return Err(InvalidPattern);
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl Pattern {
+    pub fn matches(&self, stream: &StreamName) -> bool {
+        let mut parts = self.0.split('*');
+        let first = parts.next().unwrap_or_default();
+        let Some(mut rest) = stream.as_str().strip_prefix(first) else {
+            return false;
+        };
+        let Some(last) = parts.next_back() else {
+            return rest.is_empty();
+        };
+        for part in parts {
+            match rest.find(part) {
+                Some(at) => rest = &rest[at + part.len()..],
+                None => return false,
+            }
+        }
+        rest.ends_with(last)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Faults;
+
+    fn read(text: &str) -> (Config, Vec<String>) {
+        let faults = Faults::default();
+        let mut section = Section::root(text.parse().unwrap(), faults.clone());
+        let config = Config::read(&mut section);
+        section.finish();
+        let faults =
+            faults.take().into_iter().map(|fault| format!("{}: {}", fault.key, fault.reason)).collect();
+        (config, faults)
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let (config, faults) = read(
+            r#"
+            listen = "127.0.0.1:9000"
+            shards = 3
+            queue = { frames = 10, bytes = "64KiB" }
+            max_connections = 7
+            max_streams = 8
+            ping_interval = "1s"
+            idle_timeout = "2s"
+            write_timeout = "3s"
+            handshake_timeout = "4s"
+            heartbeat = "500ms"
+            leave_after = "6s"
+            join_timeout = "7s"
+            anonymous = ["trades.*", "ticker.global"]
+            "#,
+        );
+        assert_eq!(faults, Vec::<String>::new());
+        assert_eq!(
+            (config.listen.port(), config.shards, config.max_connections, config.max_streams),
+            (9000, 3, 7, 8)
+        );
+        assert_eq!(config.queue, Bounds { frames: 10, bytes: 64 * 1024 });
+        let seconds = [
+            config.ping_interval,
+            config.idle_timeout,
+            config.write_timeout,
+            config.handshake_timeout,
+            config.heartbeat,
+            config.leave_after,
+            config.join_timeout,
+        ];
+        assert_eq!(seconds.map(|span| span.as_secs_f64()), [1.0, 2.0, 3.0, 4.0, 0.5, 6.0, 7.0]);
+        let may = |name: &str| config.anonymous_may(&name.parse().unwrap());
+        assert!(may("trades.btc_usdt") && may("ticker.global") && !may("ticker.btc_usdt"));
+    }
+
+    #[test]
+    fn every_fault_is_noted_at_once() {
+        let (_, faults) = read(
+            r#"
+            listen = "nowhere"
+            shards = 0
+            queue = { frames = 0, bytes = "1B", colour = 1 }
+            heartbeat = "0s"
+            idle_timeout = "10s"
+            anonymous = ["TRADES.*", "trades.*"]
+            "#,
+        );
+        let keys: Vec<_> =
+            faults.iter().filter_map(|fault| fault.split_once(':')).map(|(key, _)| key).collect();
+        let expected = [
+            "queue.frames",
+            "queue.bytes",
+            "queue.colour",
+            "listen",
+            "shards",
+            "heartbeat",
+            "anonymous",
+            "idle_timeout",
+        ];
+        assert_eq!(keys, expected, "{faults:?}");
+    }
+
+    #[test]
+    fn private_streams_are_never_for_everybody() {
+        let may = |config: &Config, name: &str| config.anonymous_may(&name.parse().unwrap());
+        let mut config = Config::default();
+        assert!(may(&config, "trades.btc_usdt") && !may(&config, "orders.alice"));
+        config.anonymous = Some(vec!["*".parse().unwrap()]);
+        assert!(may(&config, "trades.btc_usdt") && !may(&config, "orders.alice"));
+        config.anonymous = Some(Vec::new());
+        assert!(!may(&config, "trades.btc_usdt"));
+    }
+
+    #[test]
+    fn patterns_match_like_globs() {
+        let matches =
+            |pattern: &str, name: &str| pattern.parse::<Pattern>().unwrap().matches(&name.parse().unwrap());
+        assert!(matches("depth.*@100ms", "depth.eth_usdt@100ms"));
+        assert!(matches("*.btc_*", "trades.btc_usdt"));
+        assert!(matches("trades.btc_usdt", "trades.btc_usdt"));
+        assert!(matches("*a*b*", "xa.ybz"));
+        assert!(!matches("trades.btc", "trades.btc_usdt"));
+        assert!(!matches("depth.*@100ms", "depth.eth_usdt"));
+        assert!(!matches("a.b*b", "a.b"), "one b is not two");
+    }
+}

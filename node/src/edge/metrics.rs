@@ -1,0 +1,92 @@
+//! The edge's metrics.
+
+use std::{collections::HashMap, sync::Arc};
+
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge};
+
+use crate::ops::metrics::Registry;
+
+/// What the edge counts. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct EdgeMetrics {
+    pub connections: IntGauge,
+    pub connections_opened: IntCounter,
+    pub connections_closed: IntCounterVec,
+    pub subscriptions: IntGauge,
+    pub duplicates: IntCounter,
+    pub unrepaired_gaps: IntCounter,
+    pub client_queue_frames: IntGauge,
+    pub slow_client_disconnects: IntCounter,
+    /// Frames that a shard's queue did not take, counted once per event and shard.
+    pub dropped_shard_full: IntCounter,
+    /// Events held for a stream that is being joined, beyond the bound.
+    pub dropped_join_full: IntCounter,
+    /// Frames that were queued for a client when it was closed as slow.
+    pub dropped_slow_client: IntCounter,
+    delivered: IntCounterVec,
+    latency: HistogramVec,
+}
+
+/// The metrics of one channel's events.
+#[derive(Debug)]
+pub struct ChannelMetrics {
+    pub delivered: IntCounter,
+    pub latency: Histogram,
+}
+
+/// [`ChannelMetrics`] by channel, looked up once per stream and not once per event. Only channels that the ingest peers
+/// know come in here, so their number is that of the configured routes.
+#[derive(Debug, Default)]
+pub struct Channels(HashMap<Box<str>, Arc<ChannelMetrics>>);
+
+impl EdgeMetrics {
+    pub fn new(registry: &Registry) -> Self {
+        let gaps =
+            registry.counters("gaps_total", "Holes found in streams, by what became of them.", &["repaired"]);
+        Self {
+            connections: registry.gauge("connections", "WebSocket connections open now."),
+            connections_opened: registry
+                .counter("connections_opened_total", "WebSocket connections accepted."),
+            connections_closed: registry.counters(
+                "connections_closed_total",
+                "WebSocket connections ended, by the reason.",
+                &["reason"],
+            ),
+            subscriptions: registry.gauge("subscriptions", "Subscriptions of all connections."),
+            duplicates: registry
+                .counter("duplicates_total", "Events that came again and were not delivered again."),
+            unrepaired_gaps: gaps.with_label_values(&["no"]),
+            client_queue_frames: registry.gauge(
+                "client_queue_frames",
+                "Frames waiting for clients that have not taken them yet; updated twice a second or less.",
+            ),
+            slow_client_disconnects: registry
+                .counter("slow_client_disconnects_total", "Connections closed with 4408."),
+            dropped_shard_full: registry.dropped_events("shard_full"),
+            dropped_join_full: registry.dropped_events("join_full"),
+            dropped_slow_client: registry.dropped_events("slow_client"),
+            delivered: registry.counters(
+                "events_delivered_total",
+                "Events handed to client connections, once per connection.",
+                &["channel"],
+            ),
+            latency: registry.latencies(
+                "delivery_latency_seconds",
+                "From the engine's time of an event to its writes to the clients, once per event and shard.",
+                &["channel"],
+            ),
+        }
+    }
+
+    pub fn channel(&self, channels: &mut Channels, channel: &str) -> Arc<ChannelMetrics> {
+        if let Some(metrics) = channels.0.get(channel) {
+            return Arc::clone(metrics);
+        }
+        let metrics = Arc::new(ChannelMetrics {
+            delivered: self.delivered.with_label_values(&[channel]),
+            latency: self.latency.with_label_values(&[channel]),
+        });
+        channels.0.insert(channel.into(), Arc::clone(&metrics));
+        metrics
+    }
+}

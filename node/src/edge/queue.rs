@@ -1,0 +1,163 @@
+//! The hand-over from the hub to a shard: frames and confirmations in one order.
+
+use std::{
+    mem,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use bytes::Bytes;
+use tickmesh_protocol::{
+    Position, StreamName,
+    client::{Rejection, RequestId},
+};
+use tokio::sync::Notify;
+
+use super::metrics::ChannelMetrics;
+
+/// Names a stream between the hub and the shards. It may name another one later, but not before the last subscription has
+/// been released; and since a shard's queue keeps its order, no frame can reach the wrong stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StreamId(pub usize);
+
+/// Names a connection within its shard: its place, and a serial number because places are used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConnectionId {
+    pub key: usize,
+    pub serial: u64,
+}
+
+/// What a shard asks the hub for.
+#[derive(Debug)]
+pub enum ToHub {
+    Subscribe(Subscribe),
+    /// One entry for each subscription that ended.
+    Release {
+        shard: usize,
+        streams: Vec<StreamId>,
+    },
+}
+
+/// A subscribe request whose streams may be had.
+#[derive(Debug)]
+pub struct Subscribe {
+    pub shard: usize,
+    pub connection: ConnectionId,
+    pub ticket: Ticket,
+    /// Without doubles.
+    pub streams: Vec<StreamName>,
+}
+
+/// What of a request only its shard understands; it comes back with the confirmation.
+#[derive(Debug)]
+pub struct Ticket {
+    pub id: Option<RequestId>,
+    /// Streams that the shard has refused already.
+    pub rejected: Vec<Rejection>,
+    /// Streams that were passed on, for the connection's account.
+    pub streams: usize,
+    /// Bytes of the request, for the connection's account.
+    pub bytes: usize,
+}
+
+/// What the hub tells a shard.
+#[derive(Debug)]
+pub enum ToShard {
+    Frame(Frame),
+    Confirm(Confirmation),
+}
+
+/// One frame for all subscribers of a stream.
+#[derive(Debug)]
+pub struct Frame {
+    pub stream: StreamId,
+    pub bytes: Bytes,
+    /// The event in it; `None` if it is a control message.
+    pub event: Option<FrameEvent>,
+}
+
+/// The event in a frame.
+#[derive(Clone, Debug)]
+pub struct FrameEvent {
+    pub position: Position,
+    pub engine_time_us: u64,
+    pub channel: Arc<ChannelMetrics>,
+}
+
+/// Answers a [`Subscribe`]. Everything later in the queue belongs to the granted streams.
+#[derive(Debug)]
+pub struct Confirmation {
+    pub connection: ConnectionId,
+    pub ticket: Ticket,
+    /// Each counts as one subscription until it is released.
+    pub granted: Vec<Grant>,
+    pub rejected: Vec<Rejection>,
+}
+
+/// A stream that a connection has from now on.
+#[derive(Clone, Debug)]
+pub struct Grant {
+    pub id: StreamId,
+    pub name: StreamName,
+    pub position: Option<Position>,
+}
+
+/// What waits for one shard. Everything that has gathered is taken at once: the busier the shard, the more of it goes
+/// out in one write per connection.
+#[derive(Debug)]
+pub struct ShardQueue {
+    waiting: Mutex<Waiting>,
+    ready: Notify,
+    max_bytes: usize,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    messages: Vec<ToShard>,
+    bytes: usize,
+}
+
+impl ShardQueue {
+    /// `max_bytes` bounds events. Confirmations and control frames always go in: there are no more of them than clients
+    /// have requests outstanding, which their shard bounds, and streams have changed their epoch.
+    pub fn new(max_bytes: usize) -> Self {
+        Self { waiting: Mutex::default(), ready: Notify::new(), max_bytes }
+    }
+
+    /// Moves messages in, in order, and returns how many events did not fit and were dropped.
+    pub fn append(&self, messages: &mut Vec<ToShard>) -> u64 {
+        if messages.is_empty() {
+            return 0;
+        }
+        let mut dropped = 0;
+        {
+            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            for message in messages.drain(..) {
+                if let ToShard::Frame(Frame { bytes, event: Some(_), .. }) = &message {
+                    if waiting.bytes + bytes.len() > self.max_bytes {
+                        dropped += 1;
+                        continue;
+                    }
+                    waiting.bytes += bytes.len();
+                }
+                waiting.messages.push(message);
+            }
+        }
+        self.ready.notify_one();
+        dropped
+    }
+
+    /// Takes everything, once there is something. `into` must be empty; its memory is used for what comes next.
+    pub async fn take(&self, into: &mut Vec<ToShard>) {
+        loop {
+            {
+                let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                if !waiting.messages.is_empty() {
+                    mem::swap(&mut waiting.messages, into);
+                    waiting.bytes = 0;
+                    return;
+                }
+            }
+            self.ready.notified().await;
+        }
+    }
+}

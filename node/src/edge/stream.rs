@@ -1,0 +1,265 @@
+//! One stream at the hub: pure, so that every order of arrival can be tried.
+//!
+//! A stream is *idle* until somebody wants it, then *joining* until it is known where it stands. Events that arrive in this
+//! time are held; those beyond its head are delivered after the confirmation. From then on it is *live*.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use tickmesh_protocol::{
+    Epoch, Event, Position,
+    link::{Link, Verdict},
+};
+
+/// Most events held for one stream while it is being joined: two seconds at 500 events/s.
+pub const MAX_HELD_EVENTS: usize = 1024;
+
+/// Most bytes held for one stream while it is being joined.
+pub const MAX_HELD_BYTES: usize = 2 * 1024 * 1024;
+
+/// What is known about where a stream stands.
+#[derive(Debug, Default)]
+pub enum State {
+    #[default]
+    Idle,
+    Joining(Held),
+    Live(Link),
+}
+
+/// What is to be done with an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Received {
+    Deliver,
+    /// Deliver it; something before it is missing.
+    DeliverAfterGap,
+    /// Tell the clients the new epoch, then deliver it.
+    DeliverAfterReset(Epoch),
+    Duplicate,
+    /// Nobody wants it.
+    Ignored,
+    /// Kept until the head is known; so many older ones had to go.
+    Held {
+        dropped: u64,
+    },
+}
+
+/// Events of a stream that is being joined; the oldest go first when there are too many.
+#[derive(Debug, Default)]
+pub struct Held {
+    events: VecDeque<Event>,
+    bytes: usize,
+}
+
+impl State {
+    pub fn receive(&mut self, event: &Event) -> Received {
+        match self {
+            Self::Idle => Received::Ignored,
+            Self::Joining(held) => Received::Held { dropped: held.push(event) },
+            Self::Live(link) => match link.advance(event) {
+                Verdict::Next => Received::Deliver,
+                Verdict::Gap { .. } => Received::DeliverAfterGap,
+                Verdict::Reset { epoch } => Received::DeliverAfterReset(epoch),
+                Verdict::Duplicate => Received::Duplicate,
+            },
+        }
+    }
+
+    /// Begins to hold events, because the head has been asked for. Whether it has to be asked for.
+    pub fn join(&mut self) -> bool {
+        let idle = matches!(self, Self::Idle);
+        if idle {
+            *self = Self::Joining(Held::default());
+        }
+        idle
+    }
+
+    /// The head could not be had.
+    pub fn give_up(&mut self) {
+        if matches!(self, Self::Joining(_)) {
+            *self = Self::Idle;
+        }
+    }
+
+    /// The stream stands at `head`. Returns what was held, to be received again, in order.
+    ///
+    /// Held events of other epochs that came before the first one of the head's epoch are left out: most likely they are
+    /// late ones of an epoch that the stream has left, and taking one for the beginning of a new epoch would make
+    /// everything after the head look old.
+    pub fn go_live(&mut self, head: Option<Position>) -> VecDeque<Event> {
+        let Self::Joining(held) = self else {
+            // An answer that comes twice changes nothing.
+            return VecDeque::new();
+        };
+        let mut events = std::mem::take(&mut held.events);
+        if let Some(head) = head {
+            while events.front().is_some_and(|event| event.epoch != head.epoch) {
+                events.pop_front();
+            }
+        }
+        *self = Self::Live(Link::at(head));
+        events
+    }
+
+    /// The position of a live stream.
+    pub fn position(&self) -> Option<Position> {
+        match self {
+            Self::Idle | Self::Joining(_) => None,
+            Self::Live(link) => link.last(),
+        }
+    }
+
+    pub fn is_live(&self) -> bool {
+        matches!(self, Self::Live(_))
+    }
+}
+
+impl Held {
+    fn push(&mut self, event: &Event) -> u64 {
+        // A slice would keep the whole envelope it was cut from.
+        let event = Event { data: Bytes::copy_from_slice(&event.data), ..event.clone() };
+        self.bytes += event.data.len();
+        self.events.push_back(event);
+        let mut dropped = 0;
+        while self.events.len() > MAX_HELD_EVENTS || self.bytes > MAX_HELD_BYTES {
+            let Some(oldest) = self.events.pop_front() else {
+                break;
+            };
+            self.bytes -= oldest.data.len();
+            dropped += 1;
+        }
+        dropped
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tickmesh_protocol::{Previous, Sequence};
+
+    use super::*;
+
+    fn at(sequence: u64) -> Position {
+        Position { epoch: Epoch::from_u64(1), sequence: Sequence::new(sequence).unwrap() }
+    }
+
+    fn event(sequence: u64) -> Event {
+        Event {
+            stream: "trades.btc_usdt".parse().unwrap(),
+            epoch: Epoch::from_u64(1),
+            sequence: Sequence::new(sequence).unwrap(),
+            previous: Previous::At(Sequence::new(sequence - 1).unwrap()),
+            engine_time_us: 0,
+            data: Bytes::from_static(b"1"),
+        }
+    }
+
+    fn joining() -> State {
+        let mut state = State::default();
+        assert_eq!(state.receive(&event(1)), Received::Ignored);
+        assert!(state.join() && !state.join(), "the head is asked for once");
+        state
+    }
+
+    fn replay(state: &mut State, head: Option<Position>) -> Vec<(u64, Received)> {
+        let held = state.go_live(head);
+        held.iter().map(|event| (event.sequence.get(), state.receive(event))).collect()
+    }
+
+    #[test]
+    fn held_events_up_to_the_head_are_duplicates_and_the_rest_follows() {
+        let mut state = joining();
+        for sequence in 5..9 {
+            assert_eq!(state.receive(&event(sequence)), Received::Held { dropped: 0 });
+        }
+        assert_eq!(
+            replay(&mut state, Some(at(6))),
+            [
+                (5, Received::Duplicate),
+                (6, Received::Duplicate),
+                (7, Received::Deliver),
+                (8, Received::Deliver)
+            ]
+        );
+        assert_eq!(state.position(), Some(at(8)));
+        assert_eq!(state.receive(&event(9)), Received::Deliver);
+        assert_eq!(state.receive(&event(11)), Received::DeliverAfterGap);
+        assert!(state.go_live(Some(at(1))).is_empty(), "a second answer changes nothing");
+        assert_eq!(state.position(), Some(at(11)));
+    }
+
+    #[test]
+    fn a_head_beyond_what_was_held_makes_late_events_duplicates() {
+        let mut state = joining();
+        state.receive(&event(5));
+        assert_eq!(replay(&mut state, Some(at(7))), [(5, Received::Duplicate)]);
+        assert_eq!(state.receive(&event(7)), Received::Duplicate);
+        assert_eq!(state.receive(&event(8)), Received::Deliver);
+    }
+
+    #[test]
+    fn an_empty_stream_begins_with_whatever_comes() {
+        let mut state = joining();
+        state.receive(&event(5));
+        assert_eq!(replay(&mut state, None), [(5, Received::Deliver)]);
+    }
+
+    #[test]
+    fn what_could_not_be_held_is_a_gap() {
+        let mut state = joining();
+        let mut dropped = 0;
+        for sequence in 1..=(MAX_HELD_EVENTS as u64 + 10) {
+            match state.receive(&event(sequence)) {
+                Received::Held { dropped: now } => dropped += now,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(dropped, 10);
+        let replayed = replay(&mut state, Some(at(3)));
+        assert_eq!(replayed.len(), MAX_HELD_EVENTS);
+        assert_eq!(replayed[0], (11, Received::DeliverAfterGap));
+        assert!(replayed[1..].iter().all(|(_, received)| *received == Received::Deliver));
+    }
+
+    #[test]
+    fn held_bytes_are_bounded() {
+        let mut state = joining();
+        let big = |sequence| Event { data: Bytes::from(vec![b'1'; MAX_HELD_BYTES / 2]), ..event(sequence) };
+        assert_eq!(state.receive(&big(1)), Received::Held { dropped: 0 });
+        assert_eq!(state.receive(&big(2)), Received::Held { dropped: 0 });
+        assert_eq!(state.receive(&big(3)), Received::Held { dropped: 1 });
+    }
+
+    #[test]
+    fn held_events_of_an_epoch_that_was_left_do_not_turn_the_stream_back() {
+        let old = |sequence| Event { epoch: Epoch::from_u64(9), ..event(sequence) };
+        let mut state = joining();
+        state.receive(&old(100));
+        state.receive(&event(3));
+        assert_eq!(replay(&mut state, Some(at(2))), [(3, Received::Deliver)]);
+
+        let mut state = joining();
+        state.receive(&old(100));
+        assert_eq!(replay(&mut state, Some(at(2))), []);
+        assert_eq!(state.receive(&event(3)), Received::Deliver);
+    }
+
+    #[test]
+    fn giving_up_holds_nothing_and_asks_anew() {
+        let mut state = joining();
+        state.receive(&event(5));
+        state.give_up();
+        assert_eq!(state.receive(&event(6)), Received::Ignored);
+        assert!(state.join());
+        assert_eq!(replay(&mut state, Some(at(6))), []);
+        state.give_up();
+        assert!(state.is_live(), "a live stream stays live");
+    }
+
+    #[test]
+    fn another_epoch_is_told() {
+        let mut state = joining();
+        state.go_live(Some(at(5)));
+        let next = Event { epoch: Epoch::from_u64(2), ..event(1) };
+        assert_eq!(state.receive(&next), Received::DeliverAfterReset(Epoch::from_u64(2)));
+        assert_eq!(state.receive(&event(6)), Received::Duplicate, "a late one of the epoch that was left");
+    }
+}
