@@ -40,7 +40,8 @@ stage() {
     end_group "$STAGE_GROUP"
     STAGE_GROUP=
     read -r passed failed < <("$count" "$log" "$code")
-    # A runner that failed without naming a test, or that ran none, is a failure of its own.
+    [[ $passed =~ ^[0-9]+$ && $failed =~ ^[0-9]+$ ]] || { passed=0 && failed=0; }
+    # A runner that failed without naming a test, that ran none, or whose counts cannot be read, is a failure of its own.
     if ((code != 0 && failed == 0)) || ((code == 0 && passed + failed == 0)); then
         failed=1
     fi
@@ -85,8 +86,9 @@ count_one() {
 count_junit() {
     local report=$TARGET/nextest/default/junit.xml
     [[ -f $report ]] || { echo 0 0 && return; }
-    sed -n 's/.*<testsuites .*tests="\([0-9]*\)" failures="\([0-9]*\)" errors="\([0-9]*\)".*/\1 \2 \3/p' "$report" |
-        awk '{ print $1 - $2 - $3, $2 + $3 }'
+    grep -o -m 1 '<testsuites .*' "$report" | awk '
+        function attribute(name) { return match($0, " " name "=\"[0-9]+\"") ? substr($0, RSTART + length(name) + 3) + 0 : 0 }
+        { bad = attribute("failures") + attribute("errors"); print attribute("tests") - attribute("skipped") - bad, bad }'
 }
 
 # cargo test: one "test result:" for each crate.
