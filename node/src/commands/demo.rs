@@ -179,7 +179,7 @@ fn network(bound: &[Bound], symbols: Vec<String>) -> Network {
     let mut edges = Vec::new();
     for (peer, bound) in PEERS.iter().zip(bound) {
         let Some(addr) = bound.edge_addr() else { continue };
-        let title = tickmesh_regions::title_of(peer.region).unwrap_or(peer.region);
+        let title = tickmesh_regions::find(peer.region).map_or(peer.region, |region| &region.title);
         edges.push(NetworkEdge {
             name: peer.name.into(),
             region: peer.region.into(),
