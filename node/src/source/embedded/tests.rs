@@ -136,7 +136,7 @@ fn any_other_setting_is_another_epoch() {
         Setting { seed: 10, ..setting.clone() },
         Setting { rate: 5_001, ..setting.clone() },
         Setting { origin_ms: setting.origin_ms + 1, ..setting.clone() },
-        Setting { symbols: vec!["btc_usdt".into(), "sol_usdt".into()], ..setting.clone() },
+        Setting { symbols: vec!["btc_usdt".into(), "sol_usdt".into()], ..setting },
     ];
     for other in other {
         assert_ne!(epoch_of(&setting, 0), epoch_of(&other, 0), "{other:?}");
