@@ -132,7 +132,8 @@ impl Embedded {
                 self.log.history.offer(&market);
             }
             if collector.records.is_empty() {
-                let next = Duration::from_micros((market.next_ms() * 1000).saturating_sub(now_us()));
+                let next =
+                    Duration::from_micros(market.next_ms().saturating_mul(1000).saturating_sub(now_us()));
                 tokio::time::sleep(next.min(MAX_SLEEP)).await;
                 continue;
             }
