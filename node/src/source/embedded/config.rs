@@ -15,7 +15,7 @@ const MAX_SYMBOLS: usize = 64;
 const MAX_RATE: u64 = 100_000;
 /// Longest symbol: with any channel before it the stream name stays within its bound.
 const MAX_SYMBOL_BYTES: usize = 64;
-/// Oldest opening. Everything since then is worked out at the start: a day takes about half a minute in a release build.
+/// Oldest opening. Everything since then is worked out at the start: about a minute at the default rate, release build.
 const MAX_AGE_MS: u64 = 7 * 24 * 3_600_000;
 const HOUR_MS: u64 = 3_600_000;
 

@@ -42,7 +42,7 @@ impl Specification {
             "eth_usdt" => (352_040, 2, 9_000, 4),
             "sol_usdt" => (16_835, 2, 400, 2),
             "bnb_usdt" => (5_921, 1, 900, 3),
-            "xrp_usdt" => (52_370, 4, 12_000, 1),
+            "xrp_usdt" => (21_437, 4, 12_000, 1),
             "doge_usdt" => (12_460, 5, 9_000, 0),
             other => {
                 let hash = stable_hash(other);
@@ -145,7 +145,7 @@ impl Instrument {
             let id = self.book.order_from(from).filter(|order| order.owner.is_none())?.id;
             return self.book.cancel(id).map(Happening::Cancelled);
         }
-        let order = if self.random.percent(25) { self.aggressive(side, None)? } else { self.passive(side) };
+        let order = if self.random.percent(18) { self.aggressive(side, None)? } else { self.passive(side) };
         Some(self.place(order))
     }
 
@@ -163,27 +163,35 @@ impl Instrument {
         Happening::Placed(placed)
     }
 
-    /// An order of a user, near the best price; sometimes one that trades at once.
+    /// An order of a user: from a little better than the best price to some levels behind it; sometimes one that trades
+    /// at once.
     pub(super) fn user_order(&mut self, side: Side, owner: Owner) -> Option<NewOrder> {
         if self.random.percent(25) {
             return self.aggressive(side, Some(owner));
         }
         let best = self.book.best(side)?;
-        let price = side.away(best, self.specification.spacing * self.random.around(1));
+        let levels = 2 + self.random.around(3);
+        let price = side.away(best, self.specification.spacing * levels);
         let quantity = self.quantity();
         Some(NewOrder { side, price: price.max(1), quantity, owner: Some(owner), rests: true })
     }
 
-    /// An order that waits for others. Near the fair price they are many and small, far from it few and large.
+    /// An order that waits for others. Near the fair price they are many and small, far from it few and large; some go
+    /// one step before the best, if there is room.
     fn passive(&mut self, side: Side) -> NewOrder {
-        let spacing = self.specification.spacing;
-        let (levels, factor) = match self.random.below(100) {
-            0..60 => (1 + self.random.below(8), 1),
-            60..90 => (4 + self.random.below(30), 2),
-            _ => (20 + self.random.below(70), 5),
+        let spacing = self.specification.spacing.unsigned_abs();
+        let (distance, factor) = match self.random.below(100) {
+            0..20 => (None, 1),
+            20..70 => (Some(1 + self.random.below(8 * spacing)), 1),
+            70..92 => (Some(4 * spacing + self.random.below(30 * spacing)), 2),
+            _ => (Some(20 * spacing + self.random.below(70 * spacing)), 5),
         };
-        let distance = i64::try_from(levels).unwrap_or(1) * spacing - spacing / 2;
-        let price = side.away(self.fair / FAIR_PARTS, distance);
+        let from_fair =
+            |distance: u64| side.away(self.fair / FAIR_PARTS, i64::try_from(distance).unwrap_or(1));
+        let price = match (distance, self.book.best(side), self.book.best(side.opposite())) {
+            (None, Some(best), Some(other)) if best.abs_diff(other) > 1 => side.away(best, -1),
+            (distance, ..) => from_fair(distance.unwrap_or(1)),
+        };
         let quantity = self.quantity() * factor;
         NewOrder { side, price: price.max(1), quantity, owner: None, rests: true }
     }
@@ -192,7 +200,7 @@ impl Instrument {
     fn aggressive(&mut self, side: Side, owner: Option<Owner>) -> Option<NewOrder> {
         let best = self.book.best(side.opposite())?;
         let price = side.opposite().away(best, REACH_LEVELS * self.specification.spacing);
-        let quantity = self.quantity() * (1 + self.random.below(3));
+        let quantity = self.quantity() * (1 + self.random.below(2));
         Some(NewOrder { side, price: price.max(1), quantity, owner, rests: false })
     }
 

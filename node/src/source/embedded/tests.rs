@@ -127,6 +127,12 @@ async fn the_log_ends_where_the_clock_is() {
     running.until("the opening", |running| !running.records.is_empty()).await;
     assert_eq!(running.records[0].engine_time_us, origin_us, "a market may open later");
     assert!(running.begins.iter().all(|(_, position)| *position == 0));
+    let mut never = config(0);
+    never.setting.origin_ms = u64::MAX;
+    let mut running = Running::start(never);
+    running.until("a market that never opens", |running| running.begins.len() == 4).await;
+    running.stop.cancel();
+    tokio::time::timeout(DEADLINE, running.task).await.expect("the source ends").unwrap();
 }
 
 #[test]
@@ -136,7 +142,7 @@ fn any_other_setting_is_another_epoch() {
         Setting { seed: 10, ..setting.clone() },
         Setting { rate: 5_001, ..setting.clone() },
         Setting { origin_ms: setting.origin_ms + 1, ..setting.clone() },
-        Setting { symbols: vec!["btc_usdt".into(), "sol_usdt".into()], ..setting.clone() },
+        Setting { symbols: vec!["btc_usdt".into(), "sol_usdt".into()], ..setting },
     ];
     for other in other {
         assert_ne!(epoch_of(&setting, 0), epoch_of(&other, 0), "{other:?}");

@@ -1,5 +1,7 @@
 //! The `[[source]]` table with `kind = "kafka"`, and the settings each client of librdkafka gets.
 
+use std::fmt;
+
 use rdkafka::{ClientConfig, config::RDKafkaLogLevel};
 use regex::Regex;
 use serde::Deserialize;
@@ -10,7 +12,7 @@ use crate::config::Section;
 const MAX_PATTERN_BYTES: usize = 256;
 
 /// What a Kafka source reads, and from where.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Config {
     pub brokers: String,
     pub topics: Vec<TopicPattern>,
@@ -35,6 +37,19 @@ pub enum TopicPattern {
     Name(String),
     /// Written with a leading `^`, as librdkafka has it.
     Matching(Regex),
+}
+
+impl fmt::Debug for Config {
+    /// Without the values of properties: there may be passwords among them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let properties: Vec<&str> = self.properties.iter().map(|(key, _)| key.as_str()).collect();
+        f.debug_struct("Config")
+            .field("brokers", &self.brokers)
+            .field("topics", &self.topics)
+            .field("properties", &properties)
+            .field("start", &self.start)
+            .finish()
+    }
 }
 
 /// Settings that the source depends on, and why nobody else may set them.
@@ -279,6 +294,7 @@ mod tests {
         assert_eq!(config.start, Start::Beginning);
         assert!(config.wants("market.trades") && config.wants("orders.alice"));
         assert!(!config.wants("market.trades2") && !config.wants("my.orders.alice"));
+        assert!(!format!("{config:?}").contains("20"), "no values of properties in logs: {config:?}");
         let client = config.client(Use::Live, "engine");
         assert_eq!(client.get("fetch.wait.max.ms"), Some("20"), "properties win over defaults");
         assert_eq!(client.get("client.id"), Some("tickmesh-engine-live"));

@@ -1,8 +1,12 @@
 //! What librdkafka says, made visible: its log lines, errors and statistics.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use rdkafka::{
@@ -11,6 +15,12 @@ use rdkafka::{
 };
 
 use crate::{ops::health::Condition, source::metrics::Figures};
+
+/// The same error of the same client is logged once in this time, and counted each time: while a broker is down there are
+/// up to forty a second.
+const LOG_EVERY: Duration = Duration::from_secs(10);
+/// The facility of librdkafka's log under which it tells of lost connections, each of which it also tells as an error.
+const CONNECTION_FACILITY: &str = "FAIL";
 
 /// What the clients of one source share.
 #[derive(Debug)]
@@ -21,15 +31,26 @@ pub(super) struct Status {
     condition: Condition,
     /// The reading client said that it has no broker, and has not got one since.
     reading_down: AtomicBool,
+    /// When an error of a client was logged last; as many as there are clients and error codes.
+    logged: Mutex<HashMap<(&'static str, String), Instant>>,
 }
 
 impl Status {
     pub(super) fn new(source: String, brokers: String, figures: Figures, condition: Condition) -> Self {
-        Self { source, brokers, figures, condition, reading_down: AtomicBool::new(false) }
+        let (reading_down, logged) = (AtomicBool::new(false), Mutex::default());
+        Self { source, brokers, figures, condition, reading_down, logged }
     }
 
+    /// Not ready, for this reason; but a reading client without a broker is the better reason.
     pub(super) fn waiting(&self, reason: &str) {
-        self.condition.waiting(format!("kafka {}: {reason}", self.brokers));
+        if !self.reading_down.load(Ordering::Relaxed) {
+            self.condition.waiting(format!("kafka {}: {reason}", self.brokers));
+        }
+    }
+
+    fn all_down(&self) {
+        self.reading_down.store(true, Ordering::Relaxed);
+        self.condition.waiting(format!("kafka {}: all brokers down", self.brokers));
     }
 
     /// A broker answered and partitions are assigned; the source is ready unless the reading client has no broker.
@@ -44,9 +65,22 @@ impl Status {
     }
 
     pub(super) fn error(&self, client: &'static str, error: &KafkaError, reason: &str) {
-        let code = error.rdkafka_error_code();
-        self.figures.error(&kind_of(code));
-        tracing::warn!(source = self.source, client, %error, reason, "kafka error");
+        let kind = kind_of(error.rdkafka_error_code());
+        self.figures.error(&kind);
+        if self.is_news(client, kind) {
+            tracing::warn!(source = self.source, client, %error, reason, "kafka error");
+        }
+    }
+
+    fn is_news(&self, client: &'static str, kind: String) -> bool {
+        let now = Instant::now();
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = logged.entry((client, kind)).or_insert(now);
+        let news = *last == now || now.duration_since(*last) >= LOG_EVERY;
+        if news {
+            *last = now;
+        }
+        news
     }
 }
 
@@ -78,6 +112,10 @@ impl Context {
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         let (source, client) = (self.status.source.as_str(), self.client);
+        if facility == CONNECTION_FACILITY {
+            tracing::debug!(target: "librdkafka", source, client, facility, "{message}");
+            return;
+        }
         match level {
             RDKafkaLogLevel::Emerg
             | RDKafkaLogLevel::Alert
@@ -115,8 +153,7 @@ impl ClientContext for Context {
         }
         self.status.error(self.client, &error, reason);
         if self.reads && error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
-            self.status.reading_down.store(true, Ordering::Relaxed);
-            self.status.waiting(&format!("all brokers down ({reason})"));
+            self.status.all_down();
         }
     }
 }

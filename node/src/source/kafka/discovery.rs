@@ -28,6 +28,11 @@ pub(super) const RPC_TIMEOUT: Duration = Duration::from_secs(1);
 /// the same topic then goes on where it was.
 const REMEMBER_GONE: Duration = Duration::from_secs(600);
 
+/// How long the client's queue of log lines and errors is listened to after each round.
+const SERVE_WAIT: Duration = Duration::from_millis(10);
+/// Errors taken after one round; a client that cannot connect makes some forty a second.
+const MAX_CALLBACKS: usize = 200;
+
 /// What the reading thread is told.
 #[derive(Debug)]
 pub(super) enum News {
@@ -75,6 +80,8 @@ pub(super) struct Discovery {
     known: HashMap<Arc<str>, Known>,
     /// Partitions that were there when the source was first up and have no starting offset yet; `None` before that.
     initial: Option<BTreeSet<(String, i32)>>,
+    /// Named topics that did not exist in the last round.
+    missing: BTreeSet<String>,
 }
 
 /// Why a round did not end well.
@@ -94,7 +101,16 @@ impl Discovery {
     ) -> Result<Self, KafkaError> {
         let context = Context::new("discovery", status.clone(), false);
         let client = config.client(Use::Discovery, &status.source).create_with_context(context)?;
-        Ok(Self { config, status, client, news, cluster: None, known: HashMap::new(), initial: None })
+        Ok(Self {
+            config,
+            status,
+            client,
+            news,
+            cluster: None,
+            known: HashMap::new(),
+            initial: None,
+            missing: BTreeSet::new(),
+        })
     }
 
     /// Looks again and again, until the sender of questions or the receiver of news is dropped.
@@ -117,8 +133,18 @@ impl Discovery {
                 Ok(Err(Stopped)) => return,
                 Err(error) => self.fail(&error),
             }
-            // Serves the client's log lines and error callbacks; it has no records.
-            let _ = self.client.poll(Duration::ZERO);
+            self.serve_callbacks();
+        }
+    }
+
+    /// Takes the log lines and errors that the client has queued, so that they are told when they happen. It has no
+    /// records.
+    fn serve_callbacks(&self) {
+        for _ in 0..MAX_CALLBACKS {
+            // Ends with the first moment without an error; log lines are taken within the call.
+            if self.client.poll(SERVE_WAIT).is_none() {
+                return;
+            }
         }
     }
 
@@ -147,10 +173,11 @@ impl Discovery {
             return Ok(Err(stopped));
         }
         for (topic, found) in &present {
-            if let Err(stopped) = self.take(&cluster, topic, found)? {
+            if let Err(stopped) = self.take(&cluster, topic, found) {
                 return Ok(Err(stopped));
             }
         }
+        self.tell_missing(&present, &unsure);
         self.tell_health(unsure.first());
         Ok(Ok(()))
     }
@@ -186,9 +213,10 @@ impl Discovery {
         if self.initial.is_some() {
             return;
         }
-        let all = present
-            .iter()
-            .flat_map(|(_, found)| found.partitions.iter().map(|partition| (found.id.clone(), *partition)));
+        let of = |(topic, found): &(String, Found)| -> Vec<(String, i32)> {
+            found.partitions.iter().map(|partition| initial_of(topic, found, *partition)).collect()
+        };
+        let all = present.iter().flat_map(of);
         self.initial = Some(match self.config.start {
             Start::End => all.collect(),
             Start::Beginning => BTreeSet::new(),
@@ -224,33 +252,8 @@ impl Discovery {
     }
 
     /// Tells what is new about a topic that is there.
-    fn take(&mut self, cluster: &str, topic: &str, found: &Found) -> Result<Result<(), Stopped>, RoundError> {
-        if let Some((name, known)) = self.known.get_key_value(topic) {
-            let told = if known.found != found.id {
-                tracing::warn!(
-                    source = self.status.source,
-                    topic,
-                    id = found.id,
-                    was = known.found,
-                    "topic was deleted and created again; it is another log, read from its beginning"
-                );
-                let told = tell(&self.news, News::Revoke { topic: name.clone(), forget: true });
-                self.known.remove(topic);
-                told
-            } else if known.gone_since.is_some() {
-                tracing::info!(source = self.status.source, topic, "topic is there again");
-                let told = tell(&self.news, News::Restore { topic: name.clone() });
-                if let Some(known) = self.known.get_mut(topic) {
-                    known.gone_since = None;
-                }
-                told
-            } else {
-                Ok(())
-            };
-            if told.is_err() {
-                return Ok(told);
-            }
-        }
+    fn take(&mut self, cluster: &str, topic: &str, found: &Found) -> Result<(), Stopped> {
+        self.take_again(topic, found)?;
         let known = self.known.entry(topic.into()).or_insert_with(|| Known {
             found: found.id.clone(),
             log: format!("{cluster}/{topic}/{}", found.id).into(),
@@ -260,9 +263,9 @@ impl Discovery {
         let mut partitions = Vec::new();
         for partition in found.partitions.iter().filter(|partition| !known.assigned.contains(partition)) {
             if self.news.is_closed() {
-                return Ok(Err(Stopped));
+                return Err(Stopped);
             }
-            let initial = (found.id.clone(), *partition);
+            let initial = initial_of(topic, found, *partition);
             let from_end = self.initial.as_ref().is_some_and(|all| all.contains(&initial));
             // A partition without a leader has no offsets yet; the next round asks again.
             match self.client.fetch_watermarks(topic, *partition, RPC_TIMEOUT) {
@@ -283,11 +286,47 @@ impl Discovery {
             }
         }
         if partitions.is_empty() {
-            return Ok(Ok(()));
+            return Ok(());
         }
         known.assigned.extend(partitions.iter().map(|(partition, _)| *partition));
         let name: Arc<str> = topic.into();
-        Ok(tell(&self.news, News::Assign { topic: name, log: known.log.clone(), partitions }))
+        tell(&self.news, News::Assign { topic: name, log: known.log.clone(), partitions })
+    }
+
+    /// Tells that a topic is back, or that another has taken its name.
+    fn take_again(&mut self, topic: &str, found: &Found) -> Result<(), Stopped> {
+        let Some((name, known)) = self.known.get_key_value(topic) else { return Ok(()) };
+        let name = name.clone();
+        if known.found != found.id {
+            tracing::warn!(
+                source = self.status.source,
+                topic,
+                id = found.id,
+                was = known.found,
+                "topic was deleted and created again; it is another log, read from its beginning"
+            );
+            self.known.remove(topic);
+            return tell(&self.news, News::Revoke { topic: name, forget: true });
+        }
+        if known.gone_since.is_none() {
+            return Ok(());
+        }
+        tracing::info!(source = self.status.source, topic, "topic is there again");
+        if let Some(known) = self.known.get_mut(topic) {
+            known.gone_since = None;
+        }
+        tell(&self.news, News::Restore { topic: name })
+    }
+
+    /// Logs which of the topics that are named do not exist, when that changes. They may come later.
+    fn tell_missing(&mut self, present: &[(String, Found)], unsure: &BTreeSet<String>) {
+        let there = |name: &str| unsure.contains(name) || present.iter().any(|(topic, _)| topic == name);
+        let missing: BTreeSet<String> =
+            self.config.names().filter(|name| !there(name)).map(str::to_owned).collect();
+        if missing != self.missing && !missing.is_empty() {
+            tracing::warn!(source = self.status.source, ?missing, "topics do not exist yet");
+        }
+        self.missing = missing;
     }
 
     fn tell_health(&self, unsure: Option<&String>) {
@@ -344,6 +383,11 @@ impl Discovery {
         self.status.figures.error(&kind_of(error.code));
         self.status.waiting(&error.reason);
     }
+}
+
+/// A partition of this very topic. The name is part of it, as old brokers give all topics the same id.
+fn initial_of(topic: &str, found: &Found, partition: i32) -> (String, i32) {
+    (format!("{topic}/{}", found.id), partition)
 }
 
 /// Whether it is no use to ask about the next partition.
