@@ -259,12 +259,14 @@ test("candle lengths", { skip }, async () => {
 
 test("the theme follows the system, can be changed, and is remembered", { skip }, async () => {
   const background = () => page.evaluate(() => getComputedStyle(document.querySelector(".top")).backgroundColor);
+  await untilLive();
   const dark = await background();
   await page.keyboard.press("t");
   const light = await background();
   assert.notEqual(light, dark);
   await page.reload();
   assert.equal(await background(), light, "remembered");
+  await untilLive();
   await page.locator("#theme").click();
   assert.equal(await background(), dark);
   await open({ colorScheme: "light" });
@@ -272,6 +274,7 @@ test("the theme follows the system, can be changed, and is remembered", { skip }
 });
 
 test("help opens and closes by the keyboard", { skip }, async () => {
+  await untilLive();
   await page.keyboard.press("?");
   await until("the help", () => document.getElementById("help").open);
   await page.keyboard.press("Escape");
