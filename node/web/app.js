@@ -50,7 +50,7 @@ const symbols = new SymbolList(select);
 const ticker = new TickerView();
 const chart = new ChartView(frames.ask);
 const book = new BookView(frames.ask);
-const trades = new TradesView();
+const trades = new TradesView(frames.ask);
 const theme = new Theme(byId("theme"), () => chart.recolour());
 const views = [ticker, chart, book, trades, vitals];
 for (const view of [...views, symbols]) frames.add(view);

@@ -203,7 +203,8 @@ export class ChartView {
   #makeButtons() {
     const group = byId("intervals");
     INTERVALS.forEach((seconds, index) => {
-      const button = make("button", "", { type: "button", role: "radio", "aria-keyshortcuts": String(index + 1) }, LABELS.get(seconds));
+      const attributes = { type: "button", role: "radio", "aria-keyshortcuts": String(index + 1) };
+      const button = make("button", "", attributes, LABELS.get(seconds));
       check(button, seconds === this.#seconds);
       button.addEventListener("click", () => this.choose(index));
       this.#buttons.set(seconds, button);

@@ -26,8 +26,10 @@ export class RegionPicker {
     edges.forEach((edge, index) => {
       const measured = make("span", "region-latency");
       measured.textContent = "–";
-      const name = make("span", "region-name", {}, make("b", "", {}, edge.title), make("span", "", {}, `${edge.region} · ${edge.name}`));
-      const node = make("li", "region-option", { role: "option", id: `region-${index}`, "aria-selected": "false" }, name, measured);
+      const code = make("span", "", {}, `${edge.region} · ${edge.name}`);
+      const name = make("span", "region-name", {}, make("b", "", {}, edge.title), code);
+      const attributes = { role: "option", id: `region-${index}`, "aria-selected": "false" };
+      const node = make("li", "region-option", attributes, name, measured);
       node.addEventListener("click", () => this.#choose(index));
       node.addEventListener("pointermove", () => this.#activate(index));
       this.#options.push({ edge, node, measured });
@@ -90,7 +92,8 @@ export class RegionPicker {
 
   #key(event) {
     const last = this.#options.length - 1;
-    const to = { ArrowDown: Math.min(this.#active + 1, last), ArrowUp: Math.max(this.#active - 1, 0), Home: 0, End: last }[event.key];
+    const [down, up] = [Math.min(this.#active + 1, last), Math.max(this.#active - 1, 0)];
+    const to = { ArrowDown: down, ArrowUp: up, Home: 0, End: last }[event.key];
     if (to !== undefined) this.#activate(to);
     else if (event.key === "Enter" || event.key === " ") this.#choose(this.#active);
     else if (event.key === "Escape" || event.key === "r") this.#close(true);

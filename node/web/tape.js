@@ -2,7 +2,7 @@
 
 /** @typedef {{ id: string, price: string, quantity: string, side: "buy" | "sell", timestamp: number }} Trade */
 
-// More than any screen shows.
+// More rows than any screen is high.
 export const TAPE_LENGTH = 80;
 
 export class Tape {

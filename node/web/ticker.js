@@ -6,10 +6,13 @@ import { changePercent, compact, direction, pair, price, signed } from "./format
 // A title that changes faster cannot be read in a tab.
 const TITLE_INTERVAL_MS = 1_000;
 
+const FIGURES = [
+  "last-price", "last-percent", "ticker-change", "ticker-open", "ticker-high", "ticker-low", "ticker-volume",
+];
+
 export class TickerView {
   #nodes = Object.fromEntries(
-    ["pair-base", "pair-quote", "last", "last-price", "last-percent", "ticker-change", "ticker-open", "ticker-high",
-      "ticker-low", "ticker-unit", "ticker-volume"].map((id) => [id, byId(id)]),
+    ["pair-base", "pair-quote", "last", "ticker-unit", ...FIGURES].map((id) => [id, byId(id)]),
   );
   #units = [...document.querySelectorAll("[data-unit]")];
   #market = null;
@@ -27,9 +30,7 @@ export class TickerView {
     setText(this.#nodes["pair-quote"], quote ? `/${quote}` : "");
     setText(this.#nodes["ticker-unit"], base);
     for (const unit of this.#units) setText(unit, unit.dataset.unit === "base" ? base : quote);
-    for (const id of ["last-price", "last-percent", "ticker-change", "ticker-open", "ticker-high", "ticker-low", "ticker-volume"]) {
-      setText(this.#nodes[id], "–");
-    }
+    for (const id of FIGURES) setText(this.#nodes[id], "–");
     setData(this.#nodes.last, "direction", 0);
   }
 

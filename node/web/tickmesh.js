@@ -448,7 +448,7 @@ export class TickmeshClient {
       // no fault of anyone.
       stream.epoch = position.epoch;
       stream.replayUntil = last;
-      return; // and `sequence` stays where it is
+      return;
     }
     stream.epoch = position.epoch;
     stream.sequence = position.sequence;

@@ -7,6 +7,9 @@ import { Percentiles, Rate } from "./meter.js";
 // Numbers that change faster cannot be read.
 const REFRESH_MS = 250;
 
+// From here on an attempt may be seconds away.
+const MANY_ATTEMPTS = 3;
+
 const WORDS = {
   idle: "Disconnected", connecting: "Connecting", online: "Live", waiting: "Reconnecting", closed: "Disconnected",
 };
@@ -17,7 +20,7 @@ export class Vitals {
   #state = byId("state");
   #retry = byId("retry");
   #nodes = Object.fromEntries(
-    ["edge", "rate", "p50", "p99", "trip", "stream", "sequence", "continuity", "continuity-text"].map((name) => [
+    ["edge", "rate", "p50", "p99", "trip", "stream", "sequence", "continuity", "continuity-text", "missed"].map((name) => [
       name, byId(`vital-${name}`),
     ]),
   );
@@ -64,7 +67,7 @@ export class Vitals {
 
   /** At once, for a person waits for it. @param {import("./tickmesh.js").State} state @param {string} edge */
   state(state, edge) {
-    const { phase, draining, reason } = state;
+    const { phase, draining, reason, attempt } = state;
     const offline = phase !== "online" && navigator.onLine === false;
     if (phase !== "online") {
       this.#latency.clear();
@@ -73,7 +76,8 @@ export class Vitals {
     setData(this.#state, "phase", offline ? "closed" : draining ? "draining" : phase);
     setText(byId("state-text"), offline ? "Offline" : draining ? "Edge is draining" : WORDS[phase]);
     this.#state.title = reason ?? "";
-    this.#retry.hidden = phase !== "waiting" && phase !== "closed";
+    // The first attempts come by themselves before anyone could press a button.
+    this.#retry.hidden = !(phase === "closed" || (phase !== "online" && attempt >= MANY_ATTEMPTS));
     // Until the first connection there is nothing old to dim.
     if (phase === "online") this.#phase = phase;
     setData(this.#desk, "stale", this.#phase === "online" && phase !== "online");
@@ -105,14 +109,13 @@ export class Vitals {
     const faults = [
       count(gaps, "gap"), count(duplicates, "duplicate"), count(mismatches, "book mismatch", "book mismatches"),
     ].filter(Boolean);
-    // Without resume a stream that went on while this page was away is told, and is no fault of the edge.
-    const away = count(missed, "stream went on while away", "streams went on while away");
     const text = faults.length ? faults.join(", ") : "No gaps, no duplicates";
     setText(this.#nodes["continuity-text"], text);
     setData(this.#nodes.continuity, "level", faults.length ? "bad" : "ok");
     setData(this.#nodes.continuity, "gaps", gaps);
     setData(this.#nodes.continuity, "duplicates", duplicates);
-    this.#nodes.continuity.title = away ?? "";
+    // Without resume a stream goes on while this page is away. That is said, and is no fault of the edge.
+    setText(this.#nodes.missed, missed ? `skipped at reconnect: ${count(missed, "stream")}` : "");
   }
 }
 
