@@ -98,7 +98,7 @@ impl Node {
             }
             gossipsub::Event::Subscribed { peer_id, topic } => self.on_subscribed(peer_id, topic.as_str()),
             gossipsub::Event::Unsubscribed { peer_id, topic } => {
-                self.on_unsubscribed(peer_id, topic.as_str())
+                self.on_unsubscribed(peer_id, topic.as_str());
             }
             gossipsub::Event::SlowPeer { peer_id, failed_messages } => {
                 let dropped = failed_messages.priority.saturating_add(failed_messages.non_priority);
