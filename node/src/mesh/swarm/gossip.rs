@@ -121,7 +121,8 @@ impl Node {
         };
         let acceptance = match verdict {
             None => MessageAcceptance::Ignore,
-            Some(Verdict::Accept(batch)) => {
+            Some(Verdict::Accept { batch, late }) => {
+                self.metrics.batches_late.inc_by(u64::from(late));
                 self.on_batch(&message.topic, batch);
                 MessageAcceptance::Accept
             }
