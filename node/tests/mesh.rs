@@ -131,8 +131,17 @@ async fn nothing_after_the_head_is_lost() {
         }
     });
     let mut out_of_order = 0;
+    for edge in &edges {
+        edge.join(&topic);
+    }
     for round in 0..ROUNDS {
         for edge in &mut edges {
+            // Left and joined again at once: the publisher may still see the old subscription when the question comes.
+            edge.leave(&topic);
+            while edge.metric("mesh_topics_joined") > 0 {
+                tokio::task::yield_now().await;
+            }
+            while edge.edge.try_recv().is_ok() {}
             edge.join(&topic);
             let next = edge.head(&btc).await.map_or(0, |head| head + 1);
             let mut missing: HashSet<u64> = (next..next + FOLLOWED).collect();
@@ -146,12 +155,71 @@ async fn nothing_after_the_head_is_lost() {
                 out_of_order += usize::from(sequence >= next && last > Some(sequence));
                 last = last.max(Some(sequence));
             }
-            edge.leave(&topic);
-            while edge.edge.try_recv().is_ok() {}
         }
     }
     flow.abort();
     eprintln!("{out_of_order} of {} out of order", ROUNDS * edges.len() * FOLLOWED as usize);
+}
+
+/// What the promise rests on, step by step, with a peer that asks before it is subscribed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_is_told_only_to_who_is_seen_to_be_subscribed() {
+    let network = Network::new(1);
+    let publisher = network.publisher(0, &[]).await;
+    let btc = stream("trades.btc_usdt");
+    let request = HeadRequest { topic: Topic::spanning(&btc), streams: vec![btc.clone()] };
+    let mut rogue = Rogue::connect(&network.key, publisher.address()).await;
+    rogue.ask(0, &request);
+    rogue.run_until("the refusal", |rogue| rogue.answers == [false]).await;
+    rogue.join(&request.topic);
+    rogue.ask(0, &request);
+    rogue.run_until("the answer", |rogue| rogue.answers == [false, true]).await;
+    // It says that it has left once, so the subscription that is seen is not the one it means.
+    rogue.ask(1, &request);
+    rogue.run_until("the refusal", |rogue| rogue.answers == [false, true, false]).await;
+    rogue.ask(1, &request);
+    rogue.leave(&request.topic);
+    rogue.join(&request.topic);
+    rogue.run_until("the answer", |rogue| rogue.answers == [false, true, false, true]).await;
+    rogue.ask(2, &request);
+    rogue.leave(&request.topic);
+    rogue.run_until("the refusal", |rogue| rogue.answers == [false, true, false, true, false]).await;
+    assert_eq!(publisher.metric("mesh_heads_answered_total{outcome=\"answered\"}"), 2);
+    assert_eq!(publisher.metric("mesh_heads_answered_total{outcome=\"refused\"}"), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_says_how_often_its_asker_has_left() {
+    let keypair = libp2p::identity::Keypair::generate_ed25519();
+    let secret: [u8; 32] = keypair.clone().try_into_ed25519().unwrap().secret().as_ref().try_into().unwrap();
+    let mut network = Network::new(0);
+    network.publishers.push(Identity::from_secret(secret).unwrap());
+    let edge = network.edge(&[]).await;
+    let btc = stream("trades.btc_usdt");
+    let request = HeadRequest { topic: Topic::spanning(&btc), streams: vec![btc] };
+    let leave_and_join = async || {
+        edge.leave(&request.topic);
+        wait_until("leaving", || edge.metric("mesh_topics_joined") == 0).await;
+        edge.join(&request.topic);
+        wait_until("joining", || edge.metric("mesh_topics_joined") == 1).await;
+    };
+    edge.join(&request.topic);
+    leave_and_join().await;
+    // What was left before the connection was never said on it.
+    let mut rogue = Rogue::connect_as(keypair, &network.key, edge.address()).await;
+    edge.connected_to_publishers(1).await;
+    for left in 0..3u64 {
+        let ask = tokio::spawn({
+            let (mesh, request) = (edge.mesh.clone(), request.clone());
+            async move { mesh.heads(request).await }
+        });
+        let count = rogue.asked.len();
+        rogue.run_until("the question", |rogue| rogue.asked.len() > count).await;
+        assert_eq!(rogue.asked[count][..8], left.to_le_bytes());
+        assert_eq!(rogue.run_for(ask).await.unwrap(), Err(HeadError::Timeout));
+        leave_and_join().await;
+        rogue.asked.clear();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

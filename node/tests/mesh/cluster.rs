@@ -30,12 +30,6 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 const PORT: usize = 100_000;
 
 /// Waits until a condition holds; fails with what it waited for.
-pub fn logs() {
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
-        .with_writer(std::io::stderr)
-        .try_init();
-}
 pub async fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
@@ -60,7 +54,6 @@ pub struct Network {
 
 impl Network {
     pub fn new(publishers: usize) -> Self {
-        logs();
         let publishers = (0..publishers).map(|_| Identity::generate().unwrap()).collect();
         Self { key: NetworkKey::generate().unwrap(), publishers }
     }
