@@ -14,7 +14,7 @@
 //!
 //! Order: batches of one publisher on one topic reach a port in the order of their counters as long as no queue on the
 //! way overflows and no subscription or mesh changes; then a batch may come late or not at all. `counter` and each
-//! event's `previous` show it. Each batch reaches a port once.
+//! event's `previous` show it, `mesh_batches_late_total` counts it. Each batch reaches a port once.
 
 mod behaviour;
 pub mod config;

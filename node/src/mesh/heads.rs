@@ -10,7 +10,7 @@
 mod codec;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     time::{Duration, Instant},
 };
 
@@ -69,6 +69,8 @@ pub(super) type QuestionId = u64;
 pub(super) struct Questions {
     next: QuestionId,
     open: HashMap<QuestionId, Question>,
+    /// Those that nobody has, oldest first.
+    waiting: BTreeSet<QuestionId>,
     /// How many are with each publisher now.
     load: HashMap<PublisherKey, usize>,
 }
@@ -99,6 +101,7 @@ impl Questions {
         self.next += 1;
         let question = Question { request, answer, with: None, refused: HashSet::new(), last_refused: None };
         self.open.insert(id, question);
+        self.waiting.insert(id);
         Some(id)
     }
 
@@ -114,6 +117,7 @@ impl Questions {
             .filter(|publisher| !question.refused.contains(publisher))
             .find(|publisher| self.load.get(publisher).is_none_or(|load| *load < MAX_ASKED_PER_PEER))?;
         question.with = Some(publisher);
+        self.waiting.remove(&id);
         *self.load.entry(publisher).or_default() += 1;
         Some((publisher, &question.request))
     }
@@ -126,8 +130,7 @@ impl Questions {
             self.refused(id, now);
             return false;
         }
-        self.release(id);
-        if let Some(question) = self.open.remove(&id) {
+        if let Some(question) = self.close(id) {
             let _ = question.answer.send(Ok(reply));
         }
         true
@@ -143,8 +146,15 @@ impl Questions {
         }
     }
 
+    fn close(&mut self, id: QuestionId) -> Option<Question> {
+        self.release(id);
+        self.waiting.remove(&id);
+        self.open.remove(&id)
+    }
+
     fn release(&mut self, id: QuestionId) -> Option<PublisherKey> {
         let publisher = self.open.get_mut(&id)?.with.take()?;
+        self.waiting.insert(id);
         if let Some(load) = self.load.get_mut(&publisher) {
             *load = load.saturating_sub(1);
             if *load == 0 {
@@ -159,23 +169,27 @@ impl Questions {
         let gone: Vec<_> =
             self.open.iter().filter(|(_, question)| question.answer.is_closed()).map(|(id, _)| *id).collect();
         for id in gone {
-            self.release(id);
-            self.open.remove(&id);
+            self.close(id);
         }
-        for question in self.open.values_mut().filter(|question| question.with.is_none()) {
-            if question.last_refused.is_some_and(|at| now.duration_since(at) >= RETRY_AFTER) {
+        for id in &self.waiting {
+            if let Some(question) = self.open.get_mut(id)
+                && question.last_refused.is_some_and(|at| now.duration_since(at) >= RETRY_AFTER)
+            {
                 question.refused.clear();
                 question.last_refused = None;
             }
         }
     }
 
-    /// Those that nobody has, oldest first.
-    pub(super) fn unassigned(&self) -> Vec<QuestionId> {
-        let mut ids: Vec<_> =
-            self.open.iter().filter(|(_, question)| question.with.is_none()).map(|(id, _)| *id).collect();
-        ids.sort_unstable();
-        ids
+    /// The first of those that nobody has, after the given one.
+    pub(super) fn next_waiting(&self, after: Option<QuestionId>) -> Option<QuestionId> {
+        let from = after.map_or(0, |id| id + 1);
+        self.waiting.range(from..).next().copied()
+    }
+
+    /// Whether a publisher may be asked one more now.
+    pub(super) fn has_room(&self, publisher: &PublisherKey) -> bool {
+        self.load.get(publisher).is_none_or(|load| *load < MAX_ASKED_PER_PEER)
     }
 }
 

@@ -13,6 +13,7 @@ pub(super) struct Metrics {
     pub(super) muted: IntGauge,
     pub(super) batches_published: IntCounter,
     pub(super) batches_received: IntCounterVec,
+    pub(super) batches_late: IntCounter,
     pub(super) events_received: IntCounterVec,
     pub(super) bytes_received: IntCounterVec,
     batches_rejected: Vec<IntCounter>,
@@ -58,6 +59,10 @@ impl Metrics {
                 "mesh_batches_received_total",
                 "Batches received and accepted, by channel.",
                 &["channel"],
+            ),
+            batches_late: registry.counter(
+                "mesh_batches_late_total",
+                "Batches accepted after a later one of the same publisher and topic.",
             ),
             events_received: registry.counters(
                 "mesh_events_received_total",

@@ -38,8 +38,8 @@ struct Boot {
 /// What is to be done with a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// New and true: deliver and forward.
-    Accept(Arc<SignedBatch>),
+    /// New and true: deliver and forward. `late`: a later one of its publisher, boot and topic came before it.
+    Accept { batch: Arc<SignedBatch>, late: bool },
     /// Whoever sent it did not check it: do not forward, note against the sender.
     Reject(Reason),
     /// Do not forward; the sender may have meant well.
@@ -121,10 +121,12 @@ impl Validator {
                 Verdict::Ignore(Reason::Publisher)
             };
         }
-        if !self.window(batch.publisher, batch.boot, topic).admit(batch.counter) {
+        let window = self.window(batch.publisher, batch.boot, topic);
+        let late = window.newest.is_some_and(|newest| batch.counter < newest);
+        if !window.admit(batch.counter) {
             return Verdict::Ignore(Reason::Replay);
         }
-        Verdict::Accept(Arc::new(signed))
+        Verdict::Accept { batch: Arc::new(signed), late }
     }
 
     /// Forgets a topic that was left.

@@ -41,7 +41,7 @@ fn the_best_publisher_is_asked_first_then_the_next_and_all_again_later() {
     assert_eq!(questions.assign(id, publishers()).map(|(to, _)| to), Some(publishers()[1]));
     assert!(questions.answered(id, reply(), start));
     assert_eq!(answered.try_recv().unwrap(), Ok(reply()));
-    assert!(questions.open.is_empty() && questions.load.is_empty());
+    assert!(questions.open.is_empty() && questions.load.is_empty() && questions.waiting.is_empty());
 }
 
 #[test]
@@ -57,11 +57,16 @@ fn questions_are_bounded_and_those_nobody_waits_for_make_room() {
     let (answer, mut answered) = oneshot::channel();
     assert!(questions.add(request(), answer).is_none());
     assert_eq!(answered.try_recv().unwrap(), Err(HeadError::Overloaded));
-    let asked = questions.unassigned().into_iter().filter(|id| questions.assign(*id, publishers()).is_some());
-    assert_eq!(asked.count(), 3 * MAX_ASKED_PER_PEER);
+    let (mut asked, mut at) = (0, None);
+    while let Some(id) = questions.next_waiting(at) {
+        asked += usize::from(questions.assign(id, publishers()).is_some());
+        at = Some(id);
+    }
+    assert_eq!(asked, 3 * MAX_ASKED_PER_PEER);
+    assert!(publishers().iter().all(|publisher| !questions.has_room(publisher)));
     drop(waiting);
     questions.tidy(Instant::now());
-    assert!(questions.open.is_empty() && questions.load.is_empty());
+    assert!(questions.open.is_empty() && questions.load.is_empty() && questions.waiting.is_empty());
 }
 
 fn asked(unsubscribed: u64) -> Asked {

@@ -99,7 +99,7 @@ impl Node {
             }
             gossipsub::Event::Subscribed { peer_id, topic } => self.on_subscribed(peer_id, topic.as_str()),
             gossipsub::Event::Unsubscribed { peer_id, topic } => {
-                self.on_unsubscribed(peer_id, topic.as_str())
+                self.on_unsubscribed(peer_id, topic.as_str());
             }
             gossipsub::Event::SlowPeer { peer_id, failed_messages } => {
                 let dropped = failed_messages.priority.saturating_add(failed_messages.non_priority);
@@ -122,7 +122,8 @@ impl Node {
         };
         let acceptance = match verdict {
             None => MessageAcceptance::Ignore,
-            Some(Verdict::Accept(batch)) => {
+            Some(Verdict::Accept { batch, late }) => {
+                self.metrics.batches_late.inc_by(u64::from(late));
                 self.on_batch(&message.topic, batch);
                 MessageAcceptance::Accept
             }

@@ -4,9 +4,13 @@ use std::time::Instant;
 
 use libp2p::{
     PeerId,
+    futures::future::BoxFuture,
     request_response::{self, Message, ResponseChannel},
 };
-use tickmesh_protocol::head::{HeadReply, HeadRequest};
+use tickmesh_protocol::{
+    PublisherKey,
+    head::{HeadReply, HeadRequest},
+};
 use tokio::{sync::oneshot, time};
 
 use super::Node;
@@ -17,7 +21,6 @@ use crate::{
     },
     ports::IngestInput,
 };
-use libp2p::futures::future::BoxFuture;
 
 /// Questions ingest may have at a time: as many as its input could ever hold.
 const MAX_ANSWERS: usize = 4096;
@@ -47,14 +50,23 @@ impl Node {
 
     /// Gives questions that nobody has to somebody, where there is somebody.
     pub(super) fn ask_all(&mut self) {
-        for id in self.questions.unassigned() {
+        let mut at = None;
+        // With hundreds waiting and everybody busy there is nothing to look for.
+        while self.publishers_to_ask().any(|publisher| self.questions.has_room(&publisher))
+            && let Some(id) = self.questions.next_waiting(at)
+        {
             self.ask(id);
+            at = Some(id);
         }
     }
 
-    fn ask(&mut self, id: QuestionId) {
+    fn publishers_to_ask(&self) -> impl Iterator<Item = PublisherKey> {
         let myself = self.ports.ingest.is_some() && self.validator.believes(&self.me);
-        let live = self.live.values().copied().chain(myself.then_some(self.me));
+        self.live.values().copied().chain(myself.then_some(self.me))
+    }
+
+    fn ask(&mut self, id: QuestionId) {
+        let live: Vec<_> = self.publishers_to_ask().collect();
         let Some((publisher, request)) = self.questions.assign(id, live) else {
             return;
         };

@@ -36,7 +36,7 @@ fn validator() -> Validator {
 }
 
 fn accepted(verdict: &Verdict) -> bool {
-    matches!(verdict, Verdict::Accept(_))
+    matches!(verdict, Verdict::Accept { .. })
 }
 
 #[test]
@@ -48,6 +48,20 @@ fn a_batch_of_a_configured_publisher_is_accepted_once() {
     // The same counter of another boot or publisher is another batch.
     assert!(accepted(&validator.judge(envelope(&key(1), 2, 0), &topic(), || None)));
     assert!(accepted(&validator.judge(envelope(&key(2), 1, 0), &topic(), || None)));
+}
+
+#[test]
+fn a_batch_after_a_later_one_is_told_apart() {
+    let mut validator = validator();
+    let mut late = |boot, counter| match validator.judge(envelope(&key(1), boot, counter), &topic(), || None)
+    {
+        Verdict::Accept { late, .. } => late,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(
+        [late(1, 5), late(1, 7), late(1, 6), late(1, 8), late(2, 0)],
+        [false, false, true, false, false]
+    );
 }
 
 #[test]
