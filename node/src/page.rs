@@ -32,8 +32,8 @@ pub struct NetworkEdge {
 }
 
 /// Everything the page may load or reach: itself, and edges over WebSocket.
-const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
-     connect-src 'self' ws: wss:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
+     font-src 'self'; connect-src 'self' ws: wss:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 static FILES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/web");
 
@@ -51,6 +51,7 @@ async fn file(path: String) -> Result<impl IntoResponse, StatusCode> {
         Some("html") => "text/html; charset=utf-8",
         Some("css") => "text/css; charset=utf-8",
         Some("js") => "text/javascript; charset=utf-8",
+        Some("woff2") => "font/woff2",
         Some("svg") => "image/svg+xml",
         _ => "text/plain; charset=utf-8",
     };

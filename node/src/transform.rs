@@ -16,6 +16,7 @@ use tickmesh_protocol::{StreamName, event::MAX_EVENT_DATA_BYTES, stream::Invalid
 
 use self::jq::{Filter, JqError};
 pub use self::route::RouteConfig;
+use crate::source::MAX_RECORD_BYTES;
 
 /// The routes of one source, compiled. Not `Send`: it lives on the ingest thread.
 pub struct Transform {
@@ -60,7 +61,9 @@ pub enum Rejected {
     #[error(transparent)]
     Stream(#[from] InvalidStreamName),
     #[error("data of {0} bytes; one event has at most {MAX_EVENT_DATA_BYTES}")]
-    TooLarge(usize),
+    DataTooLarge(usize),
+    #[error("a record of {0} bytes; at most {MAX_RECORD_BYTES} are taken")]
+    RecordTooLarge(usize),
 }
 
 impl Transform {
@@ -84,6 +87,9 @@ impl Transform {
 
     /// What a record becomes: one outcome for each route that takes its topic.
     pub fn apply(&self, topic: &str, value: &Bytes) -> Vec<Result<Transformed, Rejected>> {
+        if value.len() > MAX_RECORD_BYTES {
+            return vec![Err(Rejected::RecordTooLarge(value.len()))];
+        }
         if self.routes.is_empty() {
             return vec![pass_through(value)];
         }
@@ -162,7 +168,7 @@ fn pass_through(value: &Bytes) -> Result<Transformed, Rejected> {
 
 fn transformed(stream: StreamName, data: Bytes) -> Result<Transformed, Rejected> {
     if data.len() > MAX_EVENT_DATA_BYTES {
-        return Err(Rejected::TooLarge(data.len()));
+        return Err(Rejected::DataTooLarge(data.len()));
     }
     Ok(Transformed { stream, data })
 }

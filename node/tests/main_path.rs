@@ -1,6 +1,12 @@
 //! Kafka → ingest peers → mesh → edge peers in three regions → WebSocket clients, with processes and a real broker.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "helpers of tests"
+)]
 
 mod support {
     pub mod client;

@@ -10,8 +10,9 @@ use std::{
 
 use bytes::Bytes;
 use tickmesh::{
-    mesh::{self, Config, Identity, IngestInput, MeshHandle, Multiaddr, NetworkKey, Ports, Role},
+    mesh::{self, Config, Identity, MeshHandle, Multiaddr, NetworkKey, Ports, Role},
     ops::metrics::Registry,
+    ports::IngestInput,
 };
 use tickmesh_protocol::{
     Batch, Epoch, Event, Position, Previous, PublisherKey, Sequence, SignedBatch, StreamName, Topic,
