@@ -1,4 +1,10 @@
 //! Real nodes on loopback: who receives what, who is believed, who finds whom.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "helpers of tests are tests, too"
+)]
 
 #[path = "mesh/cluster.rs"]
 mod cluster;
