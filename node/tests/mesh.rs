@@ -269,6 +269,7 @@ async fn an_edge_started_before_its_ingest_joins_by_itself() {
     let edge = network.edge(&[listen.parse().unwrap()]).await;
     let btc = stream("trades.btc_usdt");
     edge.join(&Topic::spanning(&btc));
+    // Not waited for by anything: it only gives the first dials time to fail.
     tokio::time::sleep(Duration::from_millis(500)).await;
     let publisher = network.publisher_at(0, &listen, &[]).await;
     let mut nodes = [publisher, edge];
