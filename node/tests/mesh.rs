@@ -1,4 +1,10 @@
 //! Real nodes on loopback: who receives what, who is believed, who finds whom.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "helpers of tests are tests, too"
+)]
 
 #[path = "mesh/cluster.rs"]
 mod cluster;
@@ -213,12 +219,14 @@ async fn a_question_says_how_often_its_asker_has_left() {
             let (mesh, request) = (edge.mesh.clone(), request.clone());
             async move { mesh.heads(request).await }
         });
-        let count = rogue.asked.len();
-        rogue.run_until("the question", |rogue| rogue.asked.len() > count).await;
-        assert_eq!(rogue.asked[count][..8], left.to_le_bytes());
+        // A question of the round before may have been asked once more in its last moment.
+        let said = |question: &Vec<u8>| u64::from_le_bytes(question[..8].try_into().unwrap());
+        rogue
+            .run_until("the question", |rogue| rogue.asked.iter().any(|question| said(question) == left))
+            .await;
+        assert!(rogue.asked.iter().all(|question| said(question) <= left));
         assert_eq!(rogue.run_for(ask).await.unwrap(), Err(HeadError::Timeout));
         leave_and_join().await;
-        rogue.asked.clear();
     }
 }
 
@@ -263,6 +271,7 @@ async fn an_edge_started_before_its_ingest_joins_by_itself() {
     let edge = network.edge(&[listen.parse().unwrap()]).await;
     let btc = stream("trades.btc_usdt");
     edge.join(&Topic::spanning(&btc));
+    // Not waited for by anything: it only gives the first dials time to fail.
     tokio::time::sleep(Duration::from_millis(500)).await;
     let publisher = network.publisher_at(0, &listen, &[]).await;
     let mut nodes = [publisher, edge];

@@ -230,7 +230,7 @@ impl Ingest {
                     IngestInput::Batch(batch) => this.heard.lock().unwrap().batches.push(batch),
                     IngestInput::PublisherUp(key) => this.heard.lock().unwrap().publishers.push((key, true)),
                     IngestInput::PublisherDown(key) => {
-                        this.heard.lock().unwrap().publishers.push((key, false))
+                        this.heard.lock().unwrap().publishers.push((key, false));
                     }
                     IngestInput::Head { request, answer } => {
                         let state = this.state.lock().await;
