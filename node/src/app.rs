@@ -126,10 +126,17 @@ impl Bound {
         };
         let mesh_stop = CancellationToken::new();
         let signing_key = identity.signing_key();
-        let (mesh, task) =
-            mesh::start(config.mesh.clone(), identity, network_key, ports, &registry, mesh_stop.clone())
-                .await
-                .context("cannot start the mesh (mesh.listen)")?;
+        let (mesh, task) = mesh::start(
+            config.mesh.clone(),
+            identity,
+            network_key,
+            ports,
+            &registry,
+            health.condition("mesh"),
+            mesh_stop.clone(),
+        )
+        .await
+        .context("cannot start the mesh (mesh.listen)")?;
         stages.mesh = Some(Stage { stop: mesh_stop, task });
 
         if let Some(edge) = edge {

@@ -34,11 +34,6 @@ impl Metrics {
             "Messages of the mesh that were not believed, by reason.",
             &["reason"],
         );
-        let dropped = registry.counters(
-            "mesh_events_dropped_total",
-            "Events received that the stage they were for had no room for, by reason.",
-            &["reason"],
-        );
         let asked = registry.counters(
             "mesh_heads_asked_total",
             "Questions about heads put to ingest peers, by outcome.",
@@ -82,8 +77,8 @@ impl Metrics {
                 "gossip_queue_drops_total",
                 "Messages that gossipsub dropped because a peer's queue was full or slow.",
             ),
-            edge_input_full: dropped.with_label_values(&["edge_input_full"]),
-            ingest_input_full: dropped.with_label_values(&["ingest_input_full"]),
+            edge_input_full: registry.dropped_events("edge_input_full"),
+            ingest_input_full: registry.dropped_events("ingest_input_full"),
             heads_asked: asked.with_label_values(&["answered"]),
             heads_failed: asked.with_label_values(&["failed"]),
             heads_answered: answered.with_label_values(&["answered"]),

@@ -40,7 +40,7 @@ use super::{
     transport,
     validation::Validator,
 };
-use crate::ops::metrics::Registry;
+use crate::ops::{health::Condition, metrics::Registry};
 
 /// How often what depends on time is looked after: dials that are due, questions that waited. A fifth of the shortest
 /// wait among them.
@@ -72,6 +72,7 @@ pub async fn start(
     network_key: NetworkKey,
     ports: Ports,
     registry: &Registry,
+    health: Condition,
     stop: CancellationToken,
 ) -> Result<(MeshHandle, JoinHandle<()>), StartError> {
     let transport =
@@ -83,7 +84,7 @@ pub async fn start(
     let (publish, to_publish) = mpsc::channel(PUBLISH_QUEUE);
     let (questions, new_questions) = mpsc::channel(QUESTION_QUEUE);
     let wanted = Arc::new(Wanted::default());
-    let mut node = Node::new(swarm, &config, &identity, ports, Metrics::new(registry));
+    let mut node = Node::new(swarm, &config, &identity, ports, Metrics::new(registry), health);
     node.wanted = wanted.clone();
     let listen_addrs = node.listen(&config.listen).await?.into();
     let handle = MeshHandle { peer_id: identity.peer_id(), listen_addrs, wanted, publish, questions };
@@ -97,6 +98,8 @@ struct Node {
     me: PublisherKey,
     ports: Ports,
     metrics: Metrics,
+    /// Ready while this node publishes or is connected to somebody who does.
+    health: Condition,
     wanted: Arc<Wanted>,
     /// What has been joined, by its name in gossipsub.
     joined: HashMap<TopicHash, JoinedTopic>,
@@ -130,6 +133,7 @@ impl Node {
         identity: &Identity,
         ports: Ports,
         metrics: Metrics,
+        health: Condition,
     ) -> Self {
         let me = identity.publisher();
         let believed = config.publishers.clone().unwrap_or_else(|| vec![me]);
@@ -142,11 +146,12 @@ impl Node {
             .filter_map(|key| peer_of(key).map(|peer| (peer, *key)))
             .collect();
         let wanted: Vec<_> = publishers.keys().copied().collect();
-        Self {
+        let node = Self {
             swarm,
             me,
             ports,
             metrics,
+            health,
             wanted: Arc::default(),
             joined: HashMap::new(),
             validator: Validator::new(believed),
@@ -162,7 +167,9 @@ impl Node {
             subscriptions: Subscriptions::default(),
             held: Held::default(),
             answers: FuturesUnordered::new(),
-        }
+        };
+        node.count_peers();
+        node
     }
 
     /// Listens on all addresses, and returns the real ones as soon as each listener has one.

@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use tickmesh::{
     mesh::{self, Config, Identity, MeshHandle, Multiaddr, NetworkKey, Ports, Role},
-    ops::metrics::Registry,
+    ops::{health::Health, metrics::Registry},
     ports::IngestInput,
 };
 use tickmesh_protocol::{
@@ -102,10 +102,10 @@ impl Node {
             ..Config::default()
         };
         let (registry, stop) = (Registry::new(), CancellationToken::new());
+        let health = Health::default().condition("mesh");
+        let key = network.key.clone();
         let (mesh, task) =
-            mesh::start(config, identity.clone(), network.key.clone(), ports, &registry, stop.clone())
-                .await
-                .unwrap();
+            mesh::start(config, identity.clone(), key, ports, &registry, health, stop.clone()).await.unwrap();
         let ingest = Ingest::start(&mesh, &identity, input);
         Self { mesh, identity, edge, ingest, registry, stop, task }
     }

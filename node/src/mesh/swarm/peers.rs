@@ -126,10 +126,15 @@ impl Node {
         self.count_peers();
     }
 
-    fn count_peers(&self) {
+    pub(super) fn count_peers(&self) {
         let gauge = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.metrics.peers.set(gauge(self.swarm.network_info().num_peers()));
         self.metrics.publishers.set(gauge(self.live.len()));
+        if self.ports.ingest.is_some() || !self.live.is_empty() {
+            self.health.ready();
+        } else {
+            self.health.waiting("connected to none of mesh.publishers");
+        }
     }
 
     /// Tells ingest which publishers came and went. What does not fit now is said later: the latest state of each, so
