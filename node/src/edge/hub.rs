@@ -146,6 +146,8 @@ impl Hub {
                     more_batches = taken > 0;
                     for batch in new_batches.drain(..) {
                         self.batch(&batch);
+                        // A shard may begin while the next batch is judged.
+                        self.hand_over();
                     }
                 }
                 taken = requests.recv_many(&mut new_requests, TAKEN_AT_ONCE) => {

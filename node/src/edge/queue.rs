@@ -161,3 +161,44 @@ impl ShardQueue {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tickmesh_protocol::{Epoch, Sequence};
+
+    use super::*;
+    use crate::{
+        edge::metrics::{Channels, EdgeMetrics},
+        ops::metrics::Registry,
+    };
+
+    fn frame(event: Option<FrameEvent>) -> ToShard {
+        ToShard::Frame(Frame { stream: StreamId(1), bytes: Bytes::from_static(&[0; 40]), event })
+    }
+
+    #[tokio::test]
+    async fn events_are_bounded_and_control_frames_always_go_in() {
+        let metrics = EdgeMetrics::new(&Registry::new());
+        let event = || {
+            Some(FrameEvent {
+                position: Position { epoch: Epoch::from_u64(1), sequence: Sequence::ZERO },
+                engine_time_us: 0,
+                channel: metrics.channel(&mut Channels::default(), "trades"),
+            })
+        };
+        let queue = ShardQueue::new(100);
+        let mut messages = vec![frame(event()), frame(event()), frame(event()), frame(None)];
+        assert_eq!(queue.append(&mut messages), 1);
+        assert!(messages.is_empty());
+        assert_eq!(queue.append(&mut vec![frame(event())]), 1);
+        let mut taken = Vec::new();
+        queue.take(&mut taken).await;
+        let events: Vec<bool> = taken
+            .iter()
+            .map(|message| matches!(message, ToShard::Frame(Frame { event: Some(_), .. })))
+            .collect();
+        assert_eq!(events, [true, true, false]);
+        // What was taken makes room.
+        assert_eq!(queue.append(&mut vec![frame(event()), frame(event())]), 0);
+    }
+}

@@ -101,7 +101,9 @@ impl Shard {
         let must_wait = match &message {
             ClientMessage::Ping { .. } => false,
             ClientMessage::Subscribe { .. } => !outstanding.deferred.is_empty(),
-            ClientMessage::Unsubscribe { .. } | ClientMessage::Streams { .. } => outstanding.requests > 0,
+            ClientMessage::Unsubscribe { .. } | ClientMessage::Streams { .. } => {
+                outstanding.requests > 0 || !outstanding.deferred.is_empty()
+            }
         };
         let requests = outstanding.requests + outstanding.deferred.len();
         let full = requests >= MAX_OUTSTANDING_REQUESTS || outstanding.bytes + bytes > MAX_OUTSTANDING_BYTES;

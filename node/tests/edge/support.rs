@@ -1,0 +1,371 @@
+//! An edge on a free port with a played mesh, and clients of tokio-tungstenite.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    future::Future,
+    net::SocketAddr,
+    ops::Range,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt, future::BoxFuture};
+use serde_json::{Value, json};
+use tickmesh::{
+    edge::{self, Config, NodeInfo, Parts, Unavailable, Upstream},
+    ops::{
+        lifecycle::LifecycleEvents,
+        metrics::{Registry, now_us},
+    },
+};
+use tickmesh_protocol::{
+    Batch, Epoch, Event, Position, Previous, Sequence, SignedBatch, SigningKey, StreamName, Topic,
+    head::{Head, HeadReply, HeadRequest},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpSocket, TcpStream},
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::{Instant, sleep, timeout},
+};
+use tokio_tungstenite::{WebSocketStream, client_async, tungstenite::Message};
+use tokio_util::sync::CancellationToken;
+
+/// How long a test waits for what must come.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Batches on their way to the edge.
+const BATCHES: usize = 64;
+
+pub fn config() -> Config {
+    Config {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        shards: 2,
+        leave_after: Duration::from_millis(200),
+        join_timeout: Duration::from_secs(10),
+        ..Config::default()
+    }
+}
+
+pub async fn within<F: Future>(what: &str, future: F) -> F::Output {
+    timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("waited {PATIENCE:?} for {what}"))
+}
+
+pub async fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    wait_until_async(what, async || condition()).await;
+}
+
+pub async fn wait_until_async(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} until {what}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+pub fn position(sequence: u64) -> Position {
+    Position { epoch: Epoch::from_u64(1), sequence: Sequence::new(sequence).unwrap() }
+}
+
+/// Plays the mesh: answers what the test has set, `Empty` otherwise.
+pub struct Mesh {
+    state: Mutex<MeshState>,
+    answers: watch::Sender<bool>,
+}
+
+#[derive(Default)]
+struct MeshState {
+    heads: HashMap<String, Head>,
+    joined: BTreeSet<Topic>,
+    left: usize,
+    questions: usize,
+}
+
+/// Questions are answered again when this is dropped.
+pub struct Held(Arc<Mesh>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.answers.send_replace(true);
+    }
+}
+
+impl Mesh {
+    pub fn set_head(&self, stream: &str, head: Head) {
+        self.state.lock().unwrap().heads.insert(stream.into(), head);
+    }
+
+    pub fn hold_answers(self: &Arc<Self>) -> Held {
+        self.answers.send_replace(false);
+        Held(Arc::clone(self))
+    }
+
+    pub fn questions(&self) -> usize {
+        self.state.lock().unwrap().questions
+    }
+
+    pub async fn wait_for_questions(&self, number: usize) {
+        wait_until("the edge has asked", || self.questions() >= number).await;
+    }
+
+    pub fn joined(&self) -> usize {
+        self.state.lock().unwrap().joined.len()
+    }
+
+    pub fn left(&self) -> usize {
+        self.state.lock().unwrap().left
+    }
+}
+
+struct Played(Arc<Mesh>);
+
+impl Upstream for Played {
+    fn join(&self, topic: &Topic) {
+        assert!(self.0.state.lock().unwrap().joined.insert(topic.clone()), "{topic} joined twice");
+    }
+
+    fn leave(&self, topic: &Topic) {
+        let mut state = self.0.state.lock().unwrap();
+        assert!(state.joined.remove(topic), "{topic} left without having been joined");
+        state.left += 1;
+    }
+
+    fn heads(&self, request: HeadRequest) -> BoxFuture<'static, Result<HeadReply, Unavailable>> {
+        let mesh = Arc::clone(&self.0);
+        {
+            let mut state = mesh.state.lock().unwrap();
+            assert!(state.joined.contains(&request.topic), "asked about a topic that is not joined");
+            assert!(request.streams.iter().all(|stream| request.topic.carries(stream)));
+            state.questions += 1;
+        }
+        Box::pin(async move {
+            let mut answers = mesh.answers.subscribe();
+            let _ = answers.wait_for(|answer| *answer).await;
+            let state = mesh.state.lock().unwrap();
+            let head = |stream: &StreamName| state.heads.get(stream.as_str()).copied().unwrap_or(Head::Empty);
+            Ok(HeadReply { heads: request.streams.iter().map(head).collect() })
+        })
+    }
+}
+
+pub struct Edge {
+    pub address: SocketAddr,
+    pub mesh: Arc<Mesh>,
+    batches: mpsc::Sender<Arc<SignedBatch>>,
+    registry: Registry,
+    stop: CancellationToken,
+    running: JoinHandle<Result<(), edge::RunError>>,
+    counter: AtomicU64,
+    shards: Mutex<BTreeSet<String>>,
+}
+
+impl Edge {
+    pub async fn start(config: Config) -> Self {
+        let mesh = Arc::new(Mesh { state: Mutex::default(), answers: watch::Sender::new(true) });
+        let registry = Registry::new();
+        let (batches, from_mesh) = mpsc::channel(BATCHES);
+        let bound = edge::bind(config).unwrap();
+        let address = bound.local_addr();
+        let stop = CancellationToken::new();
+        let parts = Parts {
+            node: NodeInfo { name: "eu-1".into(), region: "eu-west".into() },
+            upstream: Arc::new(Played(Arc::clone(&mesh))),
+            batches: from_mesh,
+            pages: axum::Router::new().route("/page", axum::routing::get(async || "a page")),
+            registry: registry.clone(),
+            lifecycle: LifecycleEvents::new(&registry),
+        };
+        let running = tokio::spawn(bound.run(parts, stop.clone()));
+        let (counter, shards) = (AtomicU64::new(0), Mutex::default());
+        Self { address, mesh, batches, registry, stop, running, counter, shards }
+    }
+
+    /// The value of a metric, with its labels as it is rendered; zero if there is none.
+    pub fn metric(&self, name: &str) -> f64 {
+        metric(&self.registry, name)
+    }
+
+    pub fn all_batches_taken(&self) -> bool {
+        self.batches.capacity() == BATCHES
+    }
+
+    /// Events with these sequences, each after the one before it, in one batch.
+    pub async fn publish(&self, stream: &str, sequences: Range<u64>) {
+        self.send(1, stream, sequences, |sequence| json!({"n": sequence}).to_string()).await;
+    }
+
+    pub async fn publish_in_epoch(&self, epoch: u64, stream: &str, sequences: Range<u64>) {
+        self.send(epoch, stream, sequences, |sequence| json!({"n": sequence}).to_string()).await;
+    }
+
+    /// Events of about so many bytes, which no client that does not read can take for long.
+    pub async fn publish_large(&self, stream: &str, sequences: Range<u64>, bytes: usize) {
+        self.send(1, stream, sequences, |_| format!("\"{}\"", "x".repeat(bytes))).await;
+    }
+
+    async fn send(&self, epoch: u64, stream: &str, sequences: Range<u64>, data: impl Fn(u64) -> String) {
+        let stream: StreamName = stream.parse().unwrap();
+        let key = SigningKey::from_bytes(&[7; 32]);
+        let events = sequences
+            .map(|sequence| Event {
+                stream: stream.clone(),
+                epoch: Epoch::from_u64(epoch),
+                sequence: Sequence::new(sequence).unwrap(),
+                previous: Previous::At(Sequence::new(sequence - 1).unwrap()),
+                engine_time_us: now_us(),
+                data: Bytes::from(data(sequence)),
+            })
+            .collect();
+        let batch = Batch {
+            publisher: key.publisher(),
+            boot: 1,
+            counter: self.counter.fetch_add(1, Ordering::Relaxed),
+            topic: Topic::spanning(&stream),
+            events,
+        };
+        let batch = Arc::new(SignedBatch::sign(batch, &key).unwrap());
+        within("the hub to take a batch", self.batches.send(batch)).await.unwrap();
+    }
+
+    pub async fn connect(&self) -> Client {
+        self.upgrade(within("a TCP connection", TcpStream::connect(self.address)).await.unwrap()).await
+    }
+
+    /// The kernel keeps little for this client.
+    pub async fn connect_with_small_buffers(&self) -> Client {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        self.upgrade(within("a TCP connection", socket.connect(self.address)).await.unwrap()).await
+    }
+
+    async fn upgrade(&self, stream: TcpStream) -> Client {
+        let (socket, _) = within("the handshake", client_async(self.url(), stream)).await.unwrap();
+        let mut client = Client { socket, welcome: Value::Null };
+        client.welcome = client.next().await;
+        let connection = client.welcome["connection"].as_str().unwrap();
+        self.shards.lock().unwrap().insert(connection.split('-').next().unwrap().to_owned());
+        client
+    }
+
+    pub fn shards_used(&self) -> usize {
+        self.shards.lock().unwrap().len()
+    }
+
+    pub fn url(&self) -> String {
+        format!("ws://{}/ws", self.address)
+    }
+
+    /// Sends a request as it is, and returns everything that comes until the edge closes.
+    pub async fn http(&self, request: &str) -> String {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        within("the answer", stream.read_to_string(&mut answer)).await.unwrap();
+        answer
+    }
+
+    pub async fn stop(self) {
+        self.stop_and_measure().await;
+    }
+
+    /// Stops the edge and returns what it leaves behind.
+    pub async fn stop_and_measure(self) -> Registry {
+        self.stop.cancel();
+        within("the edge to end", self.running).await.unwrap().unwrap();
+        for gauge in ["connections", "subscriptions", "client_queue_frames"] {
+            assert_eq!(metric(&self.registry, gauge), 0.0, "{gauge} after the end");
+        }
+        self.registry
+    }
+}
+
+pub fn metric(registry: &Registry, name: &str) -> f64 {
+    let name = format!("tickmesh_{name} ");
+    let text = registry.render();
+    text.lines().find_map(|line| line.strip_prefix(&name)).map_or(0.0, |value| value.parse().unwrap())
+}
+
+pub struct Client {
+    pub socket: WebSocketStream<TcpStream>,
+    pub welcome: Value,
+}
+
+impl Client {
+    pub async fn send(&mut self, request: Value) {
+        self.socket.send(Message::text(request.to_string())).await.unwrap();
+    }
+
+    pub async fn send_text(&mut self, text: &str) {
+        self.socket.send(Message::text(text)).await.unwrap();
+    }
+
+    /// Bytes past the WebSocket library.
+    pub async fn raw(&mut self, bytes: &[u8]) {
+        self.socket.get_mut().write_all(bytes).await.unwrap();
+    }
+
+    pub async fn message(&mut self) -> Message {
+        within("a message", self.socket.next()).await.expect("the connection is open").unwrap()
+    }
+
+    /// The next text.
+    pub async fn next_text(&mut self) -> Value {
+        loop {
+            match self.message().await {
+                Message::Text(text) => return serde_json::from_str(&text).unwrap(),
+                Message::Ping(_) | Message::Pong(_) => {}
+                other => panic!("{other:?} instead of a text"),
+            }
+        }
+    }
+
+    /// The next text that is no heartbeat.
+    pub async fn next(&mut self) -> Value {
+        loop {
+            let text = self.next_text().await;
+            if text["event"] != "heartbeat" {
+                return text;
+            }
+        }
+    }
+
+    pub async fn sequences(&mut self, number: usize) -> Vec<u64> {
+        let mut sequences = Vec::new();
+        for _ in 0..number {
+            let event = self.next().await;
+            sequences.push(event["sequence"].as_u64().unwrap_or_else(|| panic!("{event} is no event")));
+        }
+        sequences
+    }
+
+    /// Subscribes and returns the confirmation.
+    pub async fn subscribe(&mut self, streams: &[&str]) -> Value {
+        self.send(json!({"action": "subscribe", "streams": streams})).await;
+        let reply = self.next().await;
+        assert_eq!(reply["event"], "subscribed", "{reply}");
+        assert_eq!(reply["rejected"], json!([]));
+        reply
+    }
+
+    /// When this returns, the edge has handled everything that this client has sent.
+    pub async fn ping(&mut self) {
+        self.send(json!({"action": "ping"})).await;
+        assert_eq!(self.next().await["event"], "pong");
+    }
+
+    /// How the edge closes; nothing but data may come before, and nothing at all if `data` is false.
+    pub async fn close_code(&mut self, data: bool) -> u16 {
+        loop {
+            match self.message().await {
+                Message::Close(frame) => return frame.expect("a code").code.into(),
+                Message::Text(text) => assert!(data && text.starts_with(r#"{"stream""#), "{text}"),
+                _ => {}
+            }
+        }
+    }
+}
