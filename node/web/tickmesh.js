@@ -65,8 +65,8 @@ const STREAMS_PER_REQUEST = 1024;
 // Pings without an answer that are remembered.
 const PINGS_IN_FLIGHT = 8;
 
-// Close codes after which coming back without a change is useless: protocol, policy, too big, credentials.
-const FINAL_CLOSE_CODES = new Set([1002, 1008, 1009, 4401]);
+// Close codes after which coming back without a change is useless: protocol, text that is not UTF-8, policy, too big, credentials.
+const FINAL_CLOSE_CODES = new Set([1002, 1007, 1008, 1009, 4401]);
 
 // Close code of an edge that drains, and of one that has too many clients or requests.
 const DRAIN_CLOSE_CODE = 1001;

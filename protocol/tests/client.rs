@@ -309,7 +309,9 @@ fn codes_are_these_words_and_numbers() {
     let closes = [
         (CloseCode::Normal, 1000, false),
         (CloseCode::Drain, 1001, true),
+        (CloseCode::Idle, 1001, true),
         (CloseCode::Protocol, 1002, false),
+        (CloseCode::NotUtf8, 1007, false),
         (CloseCode::Policy, 1008, false),
         (CloseCode::TooBig, 1009, false),
         (CloseCode::Internal, 1011, true),

@@ -54,7 +54,7 @@ const PEERS: [Peer; 5] = [
 
 impl Demo {
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        ops::log::start(ops::log::Format::Text, "warn");
+        ops::log::start(ops::log::Format::Text, "error");
         super::runtime()?.block_on(self.demo())?;
         Ok(ExitCode::SUCCESS)
     }

@@ -59,6 +59,7 @@ impl InvalidFrame {
     pub fn close_code(&self) -> CloseCode {
         match self {
             Self::TooBig => CloseCode::TooBig,
+            Self::NotUtf8 => CloseCode::NotUtf8,
             _ => CloseCode::Protocol,
         }
     }

@@ -333,7 +333,7 @@ impl Shard {
         if connection.blocked_since.is_some_and(|since| now >= since + self.config.write_timeout) {
             self.overload(key, "it takes nothing");
         } else if silent >= self.config.idle_timeout {
-            self.close(key, CloseCode::Policy, "no pong");
+            self.close(key, CloseCode::Idle, CloseCode::Idle.reason());
         } else {
             if silent >= self.config.ping_interval && !mem::replace(&mut connection.pinged, true) {
                 connection.outbox.ping(frame::PING);

@@ -43,9 +43,13 @@ pub enum CloseCode {
     Normal,
     /// 1001: the edge drains. Come back at once, to any edge.
     Drain,
+    /// 1001 as well: nothing was heard from the client for too long, not even a pong. A laptop that slept comes back.
+    Idle,
     /// 1002: frames that break RFC 6455. Mend the client.
     Protocol,
-    /// 1008: ten protocol errors in a row, or no pong. Mend the client.
+    /// 1007: a text message that is not UTF-8. Mend the client.
+    NotUtf8,
+    /// 1008: ten protocol errors in a row. Mend the client.
     Policy,
     /// 1009: a message larger than allowed. Mend the client.
     TooBig,
@@ -63,8 +67,9 @@ impl CloseCode {
     pub fn code(self) -> u16 {
         match self {
             Self::Normal => 1000,
-            Self::Drain => 1001,
+            Self::Drain | Self::Idle => 1001,
             Self::Protocol => 1002,
+            Self::NotUtf8 => 1007,
             Self::Policy => 1008,
             Self::TooBig => 1009,
             Self::Internal => 1011,
@@ -79,7 +84,9 @@ impl CloseCode {
         match self {
             Self::Normal => "closed by the client",
             Self::Drain => "the edge is draining; reconnect to any edge",
+            Self::Idle => "nothing heard from the client for too long; reconnect",
             Self::Protocol => "frames that break RFC 6455",
+            Self::NotUtf8 => "a text message that is not UTF-8",
             Self::Policy => "too many protocol errors in a row",
             Self::TooBig => "message larger than allowed",
             Self::Internal => "a fault of the edge; reconnect after a second",
@@ -91,7 +98,7 @@ impl CloseCode {
 
     /// Whether a client should connect again by itself.
     pub fn reconnect(self) -> bool {
-        matches!(self, Self::Drain | Self::Internal | Self::SlowClient | Self::Rate)
+        matches!(self, Self::Drain | Self::Idle | Self::Internal | Self::SlowClient | Self::Rate)
     }
 
     /// The label of this code in metrics.
@@ -99,7 +106,9 @@ impl CloseCode {
         match self {
             Self::Normal => "normal",
             Self::Drain => "drain",
+            Self::Idle => "idle",
             Self::Protocol => "protocol",
+            Self::NotUtf8 => "not_utf8",
             Self::Policy => "policy",
             Self::TooBig => "too_big",
             Self::Internal => "internal",

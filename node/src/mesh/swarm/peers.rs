@@ -119,7 +119,7 @@ impl Node {
         self.held.forget(&peer);
         self.slow.remove(&peer);
         if let Some(publisher) = self.live.remove(&peer) {
-            tracing::warn!(%peer, "publisher disconnected");
+            tracing::info!(%peer, "publisher disconnected");
             self.unsaid.insert(publisher, false);
             self.tell_ingest();
         }
