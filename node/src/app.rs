@@ -193,13 +193,13 @@ fn start_sources(
     role.sources
         .into_iter()
         .map(|config| {
-            let name = config.name.clone();
+            let (name, channels) = (config.name.clone(), config.channels());
             let (output, events) = mpsc::channel(SOURCE_EVENTS);
             let source = config.open(&metrics, health.condition(format!("source {name}")));
             let stop = CancellationToken::new();
             stages.sources.push(Stage { task: tokio::spawn(source.run(output, stop.clone())), stop });
             let routes = role.routes.iter().filter(|route| route.source == name).cloned().collect();
-            ingest::Lane { source: name, routes, events }
+            ingest::Lane { source: name, routes, channels, events }
         })
         .collect()
 }

@@ -86,6 +86,8 @@ pub trait Outlet: Send + Sync + 'static {
 pub struct Lane {
     pub source: String,
     pub routes: Routes,
+    /// Channels of records that pass without a route, if the source knows them.
+    pub channels: Option<&'static [&'static str]>,
     pub events: mpsc::Receiver<SourceEvent>,
 }
 

@@ -68,6 +68,14 @@ impl Config {
         Some(Self { name: name?, kind: kind? })
     }
 
+    /// The channels of the streams in its records, where they pass as they are; `None` if that is known to nobody.
+    pub fn channels(&self) -> Option<&'static [&'static str]> {
+        match self.kind {
+            Kind::Kafka(_) => None,
+            Kind::Embedded(_) => Some(&embedded::CHANNELS),
+        }
+    }
+
     /// Makes the source; nothing is read or connected before [`Source::run`].
     pub fn open(self, metrics: &SourceMetrics, condition: Condition) -> Box<dyn Source> {
         match self.kind {

@@ -21,6 +21,8 @@ use crate::source::MAX_RECORD_BYTES;
 /// The routes of one source, compiled. Not `Send`: it lives on the ingest thread.
 pub struct Transform {
     routes: Vec<Route>,
+    /// Channels of records that pass without a route, if the source knows them.
+    passing: Option<&'static [&'static str]>,
     /// Channels whose keys are user ids and are escaped rather than refused.
     private: HashSet<String>,
 }
@@ -71,18 +73,24 @@ impl Transform {
     ///
     /// # Errors
     /// The first jq program that does not compile; [`RouteConfig::read`] has found all of them before.
-    pub fn new(routes: &[RouteConfig], private: &HashSet<String>) -> Result<Self, JqError> {
+    pub fn new(
+        routes: &[RouteConfig],
+        passing: Option<&'static [&'static str]>,
+        private: &HashSet<String>,
+    ) -> Result<Self, JqError> {
         let routes = routes.iter().map(Route::compile).collect::<Result<_, _>>()?;
-        Ok(Self { routes, private: private.clone() })
+        Ok(Self { routes, passing, private: private.clone() })
     }
 
     /// Whether some record may become an event of this channel.
     pub fn makes(&self, channel: &str) -> bool {
-        self.routes.is_empty()
-            || self.routes.iter().any(|route| match &route.channel {
-                Channel::Fixed(name) => name == channel,
-                Channel::Computed(_) => true,
-            })
+        if self.routes.is_empty() {
+            return self.passing.is_none_or(|channels| channels.contains(&channel));
+        }
+        self.routes.iter().any(|route| match &route.channel {
+            Channel::Fixed(name) => name == channel,
+            Channel::Computed(_) => true,
+        })
     }
 
     /// What a record becomes: one outcome for each route that takes its topic.

@@ -62,6 +62,22 @@ impl Cluster {
     }
 }
 
+impl Cluster {
+    /// What any peer says it dropped or missed.
+    fn drops(&self) -> String {
+        let nodes = self.ingest.iter().chain(&self.edges);
+        let told = nodes.map(|node| {
+            let (_, metrics) = node.get("/metrics");
+            let lines = metrics.lines().filter(|line| {
+                !line.starts_with('#')
+                    && ["drop", "gap", "late", "duplicate", "slow"].iter().any(|word| line.contains(word))
+            });
+            lines.map(|line| format!("\n  {line}")).collect::<String>()
+        });
+        told.collect::<Vec<_>>().join("\n")
+    }
+}
+
 /// What a topic holds, read by another way than ours: stream → (offset, data), in order.
 fn log_of(broker: &KafkaBroker, topic: &str) -> BTreeMap<String, Vec<(u64, String)>> {
     let consumer: BaseConsumer = broker.client().set("group.id", "check").create().unwrap();
@@ -116,11 +132,10 @@ async fn every_record_reaches_clients_in_three_regions_once_and_in_order() {
     let log = log_of(&broker, "events");
     assert_eq!(log.len(), STREAMS);
     for (client, edge) in clients.iter_mut().zip(&cluster.edges) {
-        client
-            .receive_until("every record has come", |events| {
-                events.values().map(Vec::len).sum::<usize>() as u64 >= RECORDS
-            })
+        let complete = client
+            .try_receive_until(|events| events.values().map(Vec::len).sum::<usize>() as u64 >= RECORDS)
             .await;
+        assert!(complete, "records are missing; what was dropped: {}", cluster.drops());
         for (stream, expected) in &log {
             let events = &client.events[stream];
             let received: Vec<_> = events.iter().map(|event| (event.sequence, event.data.clone())).collect();

@@ -196,10 +196,18 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_stream_begins_with_whatever_comes() {
+    fn an_empty_stream_begins_with_its_first_event() {
+        let first = Event { previous: Previous::Unknown { read_from: Sequence::ZERO }, ..event(5) };
+        let mut state = joining();
+        state.receive(&first);
+        assert_eq!(replay(&mut state, None), [(5, Received::Deliver)]);
+    }
+
+    #[test]
+    fn an_empty_stream_whose_first_event_is_missing_has_a_gap() {
         let mut state = joining();
         state.receive(&event(5));
-        assert_eq!(replay(&mut state, None), [(5, Received::Deliver)]);
+        assert_eq!(replay(&mut state, None), [(5, Received::DeliverAfterGap)]);
     }
 
     #[test]

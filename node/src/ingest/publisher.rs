@@ -2,7 +2,9 @@
 //!
 //! All live ingest peers hold the same events. Per topic they are ranked ([`tickmesh_protocol::rank`]); the first leads
 //! and publishes what it has after [`Config::batch`](super::Config::batch). The others hold their events until they see
-//! them on the mesh; what is still unseen after `takeover_after` they publish themselves. A leader whose connection is
+//! them on the mesh; if they see nothing of the topic for `takeover_after` although they hold events, they publish what
+//! they hold themselves. A leader that is late but goes on is left alone: to publish its events as well would only add to
+//! what makes it late. A leader whose connection is
 //! lost is no longer ranked, so the next leads at once and begins with what it has not seen. Events may be published
 //! twice at such a change, never not at all; edges drop the second.
 
@@ -43,6 +45,8 @@ struct TopicState {
     unpublished: VecDeque<(Instant, Event)>,
     /// The newest position seen from other publishers, by stream.
     seen: HashMap<StreamName, Position>,
+    /// When anything was last seen from other publishers.
+    heard: Option<Instant>,
 }
 
 impl Publisher {
@@ -67,6 +71,7 @@ impl Publisher {
             counter: 0,
             unpublished: VecDeque::new(),
             seen: HashMap::new(),
+            heard: None,
         });
         if !state.has_seen(&event) {
             state.unpublished.push_back((now, event));
@@ -76,7 +81,7 @@ impl Publisher {
     }
 
     /// Notes what another publisher sent.
-    pub(super) fn seen(&mut self, batch: &Batch) {
+    pub(super) fn seen(&mut self, batch: &Batch, now: Instant) {
         // A topic of which this peer has no event yet may get one later that the other was faster with; but then it is
         // published twice once, which is harmless.
         let Some(state) = self.topics.get_mut(&batch.topic) else { return };
@@ -87,6 +92,7 @@ impl Publisher {
                 *seen = position;
             }
         }
+        state.heard = Some(now);
         let TopicState { unpublished, seen, .. } = state;
         unpublished.retain(|(_, event)| !covers(seen, event));
         if state.unpublished.is_empty() {
@@ -136,7 +142,11 @@ impl Publisher {
     fn due_at(&self, topic: &Topic) -> Option<Instant> {
         let state = self.topics.get(topic)?;
         let (oldest, _) = state.unpublished.front()?;
-        Some(*oldest + state.patience(self.batch, self.takeover_after))
+        Some(if state.leads {
+            *oldest + self.batch
+        } else {
+            state.heard.map_or(*oldest, |heard| heard.max(*oldest)) + self.takeover_after
+        })
     }
 
     fn take(&mut self, topics: Vec<Topic>, now: Instant) -> Vec<Batch> {
@@ -170,10 +180,6 @@ impl Publisher {
 }
 
 impl TopicState {
-    fn patience(&self, batch: Duration, takeover_after: Duration) -> Duration {
-        if self.leads { batch } else { takeover_after }
-    }
-
     fn has_seen(&self, event: &Event) -> bool {
         covers(&self.seen, event)
     }

@@ -1,6 +1,6 @@
 //! The ingest thread: takes what comes, in turn, and drives the pure parts.
 
-use std::{collections::HashSet, future::poll_fn, pin::pin, sync::Arc, task::Poll};
+use std::{collections::HashSet, future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge};
 use tickmesh_protocol::{
@@ -26,6 +26,9 @@ use crate::{
     transform::{Transform, Transformed, jq::JqError},
 };
 
+/// The longest rest after publishing: a user should not notice it.
+const LONGEST_REST: Duration = Duration::from_millis(100);
+
 pub(super) struct Worker {
     lanes: Vec<Lane>,
     /// The lane that is asked first next time, so that a busy source does not starve the others.
@@ -49,6 +52,8 @@ struct Core {
     key: SigningKey,
     sequencer: Sequencer,
     publisher: Publisher,
+    /// Nothing is published before this.
+    rest_until: Instant,
     history: History,
     outlet: Arc<dyn Outlet>,
     dead_letters: DeadLetters,
@@ -109,7 +114,7 @@ impl Worker {
             .map(|lane| {
                 Ok(Lane {
                     ingested: ingested.with_label_values(&[&lane.source]),
-                    transform: Transform::new(&lane.routes, &parts.private)?,
+                    transform: Transform::new(&lane.routes, lane.channels, &parts.private)?,
                     source: lane.source,
                     events: lane.events,
                     open: true,
@@ -126,6 +131,7 @@ impl Worker {
                 private: parts.private,
                 sequencer: Sequencer::default(),
                 publisher: Publisher::new(me, boot_id(&parts.key), parts.config),
+                rest_until: Instant::now(),
                 history: History::new(parts.config.history_bytes, parts.config.history_age),
                 key: parts.key,
                 outlet: parts.outlet,
@@ -147,7 +153,13 @@ impl Worker {
                 Wake::Due => {}
                 Wake::Stop => break,
             }
-            self.core.publish(Instant::now()).await;
+            // What others published need not be published again: look before deciding.
+            for _ in 0..self.mesh.len() {
+                if let Ok(input) = self.mesh.try_recv() {
+                    self.take_mesh(input);
+                }
+            }
+            self.core.publish_due().await;
         }
         self.core.publish_rest().await;
     }
@@ -155,7 +167,7 @@ impl Worker {
     /// Waits for whatever comes first. The mesh goes before the sources: what others published need not be published
     /// again.
     async fn wake(&mut self, stop: &CancellationToken) -> Wake {
-        let due = self.core.publisher.next_due();
+        let due = self.core.next_due();
         let mut timer = pin!(async {
             match due {
                 Some(at) => sleep_until(at).await,
@@ -195,8 +207,9 @@ impl Worker {
     fn take_mesh(&mut self, input: IngestInput) {
         match input {
             IngestInput::Batch(batch) => {
-                self.core.publisher.seen(batch.batch());
-                self.core.keep(SignedBatch::clone(&batch), Instant::now());
+                let now = Instant::now();
+                self.core.publisher.seen(batch.batch(), now);
+                self.core.keep(SignedBatch::clone(&batch), now);
             }
             IngestInput::Head { request, answer } => {
                 let makes = |channel: &str| self.lanes.iter().any(|lane| lane.transform.makes(channel));
@@ -286,9 +299,23 @@ impl Core {
         self.metrics.leading.set(i64::try_from(self.publisher.leading()).unwrap_or(i64::MAX));
     }
 
-    async fn publish(&mut self, now: Instant) {
-        let batches = self.publisher.take_due(now);
-        self.send(batches).await;
+    fn next_due(&self) -> Option<Instant> {
+        self.publisher.next_due().map(|due| due.max(self.rest_until))
+    }
+
+    /// Publishes what is due. Then it rests for as long as that took: handing batches over may take half of the time at
+    /// most. When the mesh or the machine is behind, batches so become fewer and larger by themselves.
+    async fn publish_due(&mut self) {
+        let begun = Instant::now();
+        if begun < self.rest_until {
+            return;
+        }
+        let batches = self.publisher.take_due(begun);
+        if !batches.is_empty() {
+            self.send(batches).await;
+            let now = Instant::now();
+            self.rest_until = now + (now - begun).min(LONGEST_REST);
+        }
     }
 
     async fn publish_rest(&mut self) {

@@ -70,11 +70,13 @@ const UNSUBSCRIBE_BACKOFF: Duration = Duration::from_secs(1);
 /// The same after a prune by a full mesh; a minute by default, far too long for a mesh of two.
 const PRUNE_BACKOFF: Duration = Duration::from_secs(5);
 
-/// Messages that wait for one peer: two seconds of the busiest topic. What does not fit is dropped and counted.
-const QUEUE_MESSAGES: usize = 2048;
+/// Messages that wait for one peer: some seconds of a busy publisher. What does not fit is dropped and counted. The queue
+/// has no bound in bytes; at the usual kilobyte a message it holds 4 MiB for a peer that stands still.
+const QUEUE_MESSAGES: usize = 4096;
 
-/// How long a message may wait for a peer: as long as its client may be late, and longer than a hiccup of a line.
-const PUBLISH_WAIT: Duration = Duration::from_secs(5);
+/// How long a message may wait for a peer before it is dropped. As long as nothing repairs what is dropped, late is better
+/// than lost.
+const PUBLISH_WAIT: Duration = Duration::from_secs(20);
 const FORWARD_WAIT: Duration = Duration::from_secs(1);
 
 /// From this size on, peers tell their mesh that they have a message. For the usual batch of some KiB that would cost

@@ -17,8 +17,9 @@ use super::{
     heads::{HeadError, TIMEOUT},
 };
 
-/// Batches on their way to the swarm: a quarter second of 1 ms batches. Publishers wait when it is full.
-pub(super) const PUBLISH_QUEUE: usize = 256;
+/// Batches on their way to the swarm. Few, so that a publisher soon feels a swarm that is behind, and makes its batches
+/// larger; it waits when this is full.
+pub(super) const PUBLISH_QUEUE: usize = 16;
 
 /// Questions on their way to the swarm; askers wait when it is full, within their 2 s.
 pub(super) const QUESTION_QUEUE: usize = 256;

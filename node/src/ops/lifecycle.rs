@@ -80,8 +80,13 @@ impl LifecycleEvents {
 
 /// Counts a lifecycle event and logs it with the given fields: per-message ones at TRACE, the others at DEBUG.
 ///
-/// ```ignore
-/// lifecycle!(self.events, Lifecycle::SubscribeRequest, connection, streams = names.len());
+/// ```
+/// use tickmesh::{lifecycle, ops::{lifecycle::{Lifecycle, LifecycleEvents}, metrics::Registry}};
+///
+/// let registry = Registry::new();
+/// let events = LifecycleEvents::new(&registry);
+/// lifecycle!(events, Lifecycle::SubscribeRequest, connection = "c1", streams = 2);
+/// assert!(registry.render().contains(r#"tickmesh_lifecycle_events_total{event="onSubscribeRequest"} 1"#));
 /// ```
 #[macro_export]
 macro_rules! lifecycle {

@@ -42,6 +42,9 @@ use crate::ops::{health::Condition, metrics::now_us};
 
 /// The one topic of the log.
 pub const TOPIC: &str = "market";
+
+/// The channels of its streams.
+pub const CHANNELS: [&str; 5] = ["trades", "depth", "book", "ticker", "orders"];
 /// Part of the epoch: another engine writes other records under the same positions.
 const ENGINE_VERSION: u32 = 1;
 /// Most records handed on at once, the rest of their tick not counted.

@@ -19,7 +19,7 @@ fn route(channel: &str, key: &str, data: Option<&str>) -> RouteConfig {
 }
 
 fn transform(routes: &[RouteConfig]) -> Transform {
-    Transform::new(routes, &HashSet::from(["orders".to_owned()])).unwrap()
+    Transform::new(routes, None, &HashSet::from(["orders".to_owned()])).unwrap()
 }
 
 fn one(transform: &Transform, topic: &str, value: &str) -> Result<(String, String), Rejected> {
@@ -90,6 +90,16 @@ fn what_is_not_strict_json_is_refused() {
     assert!(matches!(one(&routed, "market.x", &nested), Err(Rejected::Json(_))));
     let outcome = routed.apply("market.x", &Bytes::from_static(b"\"\xff\""));
     assert!(matches!(outcome[0], Err(Rejected::Json(_))));
+}
+
+#[test]
+fn channels_that_nothing_makes_are_known() {
+    assert!(transform(&[]).makes("anything"));
+    let market = Transform::new(&[], Some(&["trades"]), &HashSet::new()).unwrap();
+    assert!(market.makes("trades") && !market.makes("nothing"));
+    let routed = transform(&[route("trades", "\"a\"", None)]);
+    assert!(routed.makes("trades") && !routed.makes("nothing"));
+    assert!(transform(&[route(".channel", "\"a\"", None)]).makes("anything"));
 }
 
 #[test]

@@ -71,16 +71,24 @@ impl Client {
         what: &str,
         done: impl Fn(&BTreeMap<String, Vec<Received>>) -> bool,
     ) {
+        if !self.try_receive_until(done).await {
+            let counts: BTreeMap<_, _> =
+                self.events.iter().map(|(stream, events)| (stream, events.len())).collect();
+            panic!("waited in vain until {what}; received so far: {counts:?}");
+        }
+    }
+
+    /// Receives until the events kept satisfy a condition; whether they did in time.
+    pub async fn try_receive_until(
+        &mut self,
+        done: impl Fn(&BTreeMap<String, Vec<Received>>) -> bool,
+    ) -> bool {
         let receive = async {
             while !done(&self.events) {
                 self.next().await;
             }
         };
-        if timeout(DEADLINE, receive).await.is_err() {
-            let counts: BTreeMap<_, _> =
-                self.events.iter().map(|(stream, events)| (stream, events.len())).collect();
-            panic!("waited in vain until {what}; received so far: {counts:?}");
-        }
+        timeout(DEADLINE, receive).await.is_ok()
     }
 
     async fn next(&mut self) -> Option<ControlMessage> {

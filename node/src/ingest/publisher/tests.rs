@@ -58,7 +58,7 @@ fn the_others_hold_events_until_they_are_seen() {
     }
     let batches = leader.take_due(now + Config::default().batch);
     assert!(other.take_due(now + Config::default().batch).is_empty());
-    other.seen(&batches[0]);
+    other.seen(&batches[0], now);
     assert!(other.take_due(now + Config::default().takeover_after).is_empty());
     assert_eq!(other.next_due(), None);
 }
@@ -69,7 +69,7 @@ fn what_was_seen_before_it_was_read_is_not_published() {
     let now = Instant::now();
     other.offer(event("trades.btc_usdt", 1), now);
     leader.offer(event("trades.btc_usdt", 2), now);
-    other.seen(&leader.take_due(now + Config::default().batch)[0]);
+    other.seen(&leader.take_due(now + Config::default().batch)[0], now);
     other.offer(event("trades.btc_usdt", 2), now);
     assert!(other.take_due(now + Config::default().takeover_after).is_empty());
 }
@@ -83,6 +83,22 @@ fn a_silent_leader_is_stood_in_for() {
     other.offer(event("trades.btc_usdt", 2), now + config.takeover_after);
     assert_eq!(sequences(&other.take_due(now + config.takeover_after)), [1]);
     assert_eq!(sequences(&other.take_due(now + config.takeover_after * 2)), [2]);
+}
+
+#[test]
+fn a_late_leader_that_goes_on_is_left_alone() {
+    let (mut leader, mut other) = pair();
+    let config = Config::default();
+    let now = Instant::now();
+    for sequence in 1..=3 {
+        other.offer(event("trades.btc_usdt", sequence), now);
+    }
+    leader.offer(event("trades.btc_usdt", 1), now);
+    let late = now + config.takeover_after - config.batch;
+    other.seen(&leader.take_due(late)[0], late);
+    assert!(other.take_due(now + config.takeover_after).is_empty());
+    assert_eq!(other.next_due(), Some(late + config.takeover_after));
+    assert_eq!(sequences(&other.take_due(late + config.takeover_after)), [2, 3]);
 }
 
 #[test]
