@@ -20,6 +20,9 @@ use crate::report::{Latency, Report};
 /// Connections that are opened at once: fewer than the usual backlog of a listener.
 const CONNECT_AT_ONCE: usize = 64;
 
+/// Ingest peers find a topic that is new within two seconds.
+const DISCOVERY: Duration = Duration::from_secs(3);
+
 /// How long the last events may be on their way after the last was produced.
 const TAIL: Duration = Duration::from_secs(10);
 
@@ -81,6 +84,14 @@ impl Load {
             Some(_) => (0..self.streams).map(|n| format!("load.s{n}")).collect(),
             None => self.subscribe.iter().cloned().collect(),
         };
+        let producer = match (&self.kafka, &self.topic) {
+            (Some(brokers), Some(topic)) => {
+                let producer = Producer::new(brokers, topic)?;
+                sleep(DISCOVERY).await;
+                Some(producer)
+            }
+            _ => None,
+        };
         let clients = self.connect(&streams).await?;
         eprintln!("{} clients follow {} streams", clients.len(), streams.len());
 
@@ -91,12 +102,9 @@ impl Load {
         for client in clients {
             running.spawn(client.follow(Tally::new()?, stop.clone()));
         }
-        let produced = match (&self.kafka, &self.topic) {
-            (Some(brokers), Some(topic)) => {
-                let producer = Producer::new(brokers, topic)?;
-                Some(producer.produce(&streams, self.rate, deadline).await?)
-            }
-            _ => {
+        let produced = match producer {
+            Some(producer) => Some(producer.produce(&streams, self.rate, deadline).await?),
+            None => {
                 sleep(deadline - Instant::now()).await;
                 None
             }

@@ -1,6 +1,6 @@
 //! Logs by `tracing`, as text for people or JSON for machines, to standard error.
 
-use std::str::FromStr;
+use std::{io::IsTerminal, str::FromStr};
 
 use tracing_subscriber::{EnvFilter, fmt};
 
@@ -27,7 +27,8 @@ impl FromStr for Format {
 /// Sets up logging for the process. `RUST_LOG` wins over `default_level`, as in `RUST_LOG=tickmesh=debug`.
 pub fn start(format: Format, default_level: &str) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default_level));
-    let log = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let colours = std::io::stderr().is_terminal();
+    let log = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
     // Only a second call in one process fails; the first one's settings stay.
     let _ = match format {
         Format::Text => log.try_init(),

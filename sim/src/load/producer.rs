@@ -14,6 +14,9 @@ use tokio::time::{Instant, sleep_until};
 /// Events are made in groups, one each time this long has passed, as an engine makes several at once.
 const TICK: Duration = Duration::from_millis(2);
 
+/// How long the brokers may take to answer, and to make the topic.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// How long a broker may take to acknowledge the last records.
 const FLUSH: Duration = Duration::from_secs(10);
 
@@ -23,13 +26,27 @@ pub struct Producer {
 }
 
 impl Producer {
+    /// Connects, and has the topic made if it is not there and the brokers allow that.
     pub fn new(brokers: &str, topic: &str) -> anyhow::Result<Self> {
-        let producer = ClientConfig::new()
+        let producer: BaseProducer = ClientConfig::new()
             .set("bootstrap.servers", brokers)
             .set("linger.ms", "0")
             .set("enable.idempotence", "true")
             .create()
             .context("cannot make a Kafka producer")?;
+        let end = std::time::Instant::now() + PATIENCE;
+        loop {
+            let metadata =
+                producer.client().fetch_metadata(Some(topic), PATIENCE).context("no broker answers")?;
+            if metadata.topics().iter().any(|topic| !topic.partitions().is_empty()) {
+                break;
+            }
+            anyhow::ensure!(
+                std::time::Instant::now() < end,
+                "there is no topic {topic}, and the brokers make none"
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
         Ok(Self { producer, topic: topic.to_owned() })
     }
 
