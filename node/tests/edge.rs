@@ -440,7 +440,7 @@ async fn silence_brings_heartbeats_pings_and_an_end() {
     }
     assert!(pings >= 2);
     // One that is not read answers none.
-    let closed = r#"connections_closed_total{reason="policy"}"#;
+    let closed = r#"connections_closed_total{reason="idle"}"#;
     wait_until("the silent client is closed", || edge.metric(closed) == 1.0).await;
     edge.stop().await;
 }
