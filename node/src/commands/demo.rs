@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::Context;
+use futures_util::future::join_all;
 use tickmesh::{
     app::{self, Bound, Running},
     config::{Config, IngestRole},
@@ -99,9 +100,10 @@ impl Demo {
 
         stop.as_mut().await;
         println!("\nending: clients are told to go, what was read is delivered");
-        // Ingest peers first: the direction of the data.
-        for peer in running {
-            peer.drain().await;
+        // Ingest peers first, all together, then the edges: the direction of the data.
+        let (edges, ingest): (Vec<_>, Vec<_>) = PEERS.iter().zip(running).partition(|(peer, _)| peer.edge);
+        for group in [ingest, edges] {
+            join_all(group.into_iter().map(|(_, peer)| peer.drain())).await;
         }
         Ok(())
     }
