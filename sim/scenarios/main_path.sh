@@ -91,12 +91,13 @@ name = \"engine\"
 kind = \"kafka\"
 brokers = \"127.0.0.1:$KAFKA\"
 topics = [\"load\"]"
+OPS=()
 for name in ingest-1 ingest-2; do
+    OPS+=("$(free_port)")
     port=$(free_port)
     [[ $name == ingest-1 ]] && port=$BOOTSTRAP
-    peer "$name" ingest "$port" "$(free_port)" "$SOURCE"
+    peer "$name" ingest "$port" "${OPS[-1]}" "$SOURCE"
 done
-OPS=()
 URLS=()
 for name in edge-1 edge-2 edge-3; do
     OPS+=("$(free_port)")
@@ -106,7 +107,18 @@ for name in edge-1 edge-2 edge-3; do
 listen = \"127.0.0.1:$port\"
 shards = 1"
 done
-for port in "${OPS[@]}"; do wait_for "an edge that is ready" is_ready "$port"; done
+for port in "${OPS[@]:2}"; do wait_for "an edge that is ready" is_ready "$port"; done
 
+# What each peer dropped, missed or received late, after the report.
+drops() {
+    local port
+    for port in "${OPS[@]}"; do
+        python3 -c 'import sys, urllib.request; sys.stdout.write(urllib.request.urlopen(sys.argv[1], timeout=2).read().decode())' \
+            "http://127.0.0.1:$port/metrics" | grep -E '^tickmesh_(source_latency_seconds_(sum|count)|delivery_latency_seconds_(sum|count)|events_published_total|batches_published_total|events_dropped_total|gaps_total|gossip_queue_drops_total|mesh_batches_(late|received)_total|duplicates_total)' | grep -v ' 0$' | sed "s/^/$port /" >&2 || true
+    done
+}
+CODE=0
 "$BIN/tickmesh-sim" load --kafka "127.0.0.1:$KAFKA" --topic load --rate "$RATE" --clients "$CLIENTS" \
-    --streams "$STREAMS" --seconds "$SECONDS_LONG" "${URLS[@]}"
+    --streams "$STREAMS" --seconds "$SECONDS_LONG" "${URLS[@]}" || CODE=$?
+drops
+exit $CODE

@@ -8,6 +8,8 @@
 //! lost is no longer ranked, so the next leads at once and begins with what it has not seen. Events may be published
 //! twice at such a change, never not at all; edges drop the second.
 
+mod pace;
+
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
     time::Duration,
@@ -15,6 +17,8 @@ use std::{
 
 use tickmesh_protocol::{Batch, Event, Position, PublisherKey, StreamName, Topic, rank::ranked};
 use tokio::time::Instant;
+
+use self::pace::Pace;
 
 /// Events in one batch at most: far below what a receiver accepts, so that a backlog goes out in portions between which
 /// others get their turn.
@@ -30,6 +34,7 @@ pub(super) struct Publisher {
     boot: u64,
     batch: Duration,
     takeover_after: Duration,
+    pace: Pace,
     /// Configured publishers that are connected, and this one.
     live: BTreeSet<PublisherKey>,
     topics: HashMap<Topic, TopicState>,
@@ -56,6 +61,7 @@ impl Publisher {
             boot,
             batch: config.batch,
             takeover_after: config.takeover_after,
+            pace: Pace::new(config.max_batches),
             live: BTreeSet::from([me]),
             topics: HashMap::new(),
             waiting: HashSet::new(),
@@ -115,28 +121,44 @@ impl Publisher {
         self.topics.values().filter(|state| state.leads).count()
     }
 
-    /// When something will be due; nothing while everything is published.
+    /// When something will be due, and allowed; nothing while everything is published.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        self.waiting.iter().filter_map(|topic| self.due_at(topic)).min()
+        let due = self.waiting.iter().filter_map(|topic| self.due_at(topic)).min()?;
+        Some(self.pace.next().map_or(due, |allowed| allowed.max(due)))
     }
 
-    /// Takes what is due by `now`, as batches ready to be signed.
+    /// Takes what is due by `now`, as batches ready to be signed: no more than the pace allows, the longest due first.
+    /// What has to wait gathers further events, so batches grow as the rate of events does.
     pub(super) fn take_due(&mut self, now: Instant) -> Vec<Batch> {
-        let due: Vec<Topic> = self
+        let mut due: Vec<(Instant, Topic)> = self
             .waiting
             .iter()
-            .filter(|topic| self.due_at(topic).is_some_and(|at| at <= now))
-            .cloned()
+            .filter_map(|topic| self.due_at(topic).filter(|at| *at <= now).map(|at| (at, topic.clone())))
             .collect();
-        self.take(due, now)
+        due.sort_unstable();
+        let mut batches = Vec::new();
+        for (_, topic) in due {
+            // A leader sends everything it has; another peer only what the leader had its time for.
+            let leads = self.topics.get(&topic).is_some_and(|state| state.leads);
+            let until = if leads { now } else { now.checked_sub(self.takeover_after).unwrap_or(now) };
+            while self.has_until(&topic, until) && self.pace.take(now) {
+                batches.extend(self.take_portion(&topic, until));
+            }
+        }
+        batches
     }
 
-    /// Takes everything, for the end.
-    pub(super) fn take_all(&mut self) -> Vec<Batch> {
-        let waiting: Vec<Topic> =
+    /// Takes everything that this peer would have published next, for the end.
+    pub(super) fn take_all(&mut self, now: Instant) -> Vec<Batch> {
+        let leading: Vec<Topic> =
             self.waiting.iter().filter(|topic| self.topics[*topic].leads).cloned().collect();
-        let end = Instant::now() + self.takeover_after;
-        self.take(waiting, end)
+        let mut batches = Vec::new();
+        for topic in leading {
+            while let Some(batch) = self.take_portion(&topic, now) {
+                batches.push(batch);
+            }
+        }
+        batches
     }
 
     fn due_at(&self, topic: &Topic) -> Option<Instant> {
@@ -149,27 +171,21 @@ impl Publisher {
         })
     }
 
-    fn take(&mut self, topics: Vec<Topic>, now: Instant) -> Vec<Batch> {
-        let mut batches = Vec::new();
-        for topic in topics {
-            let Some(state) = self.topics.get_mut(&topic) else { continue };
-            // A leader sends everything it has; another peer only what the leader had its time for.
-            let until = if state.leads { now } else { now.checked_sub(self.takeover_after).unwrap_or(now) };
-            while let Some(events) = state.portion(until) {
-                state.counter += 1;
-                batches.push(Batch {
-                    publisher: self.me,
-                    boot: self.boot,
-                    counter: state.counter,
-                    topic: topic.clone(),
-                    events,
-                });
-            }
-            if state.unpublished.is_empty() {
-                self.waiting.remove(&topic);
-            }
+    fn has_until(&self, topic: &Topic, until: Instant) -> bool {
+        let oldest = self.topics.get(topic).and_then(|state| state.unpublished.front());
+        oldest.is_some_and(|(sequenced, _)| *sequenced <= until)
+    }
+
+    /// The next batch of a topic, of events that were sequenced by `until`.
+    fn take_portion(&mut self, topic: &Topic, until: Instant) -> Option<Batch> {
+        let state = self.topics.get_mut(topic)?;
+        let events = state.portion(until)?;
+        state.counter += 1;
+        let counter = state.counter;
+        if state.unpublished.is_empty() {
+            self.waiting.remove(topic);
         }
-        batches
+        Some(Batch { publisher: self.me, boot: self.boot, counter, topic: topic.clone(), events })
     }
 
     fn rank_again(&mut self) {

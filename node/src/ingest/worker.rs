@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge};
+use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 use tickmesh_protocol::{
     Epoch, Event, Sequence, SignedBatch, SigningKey, StreamName,
     head::{Head, HeadReply, HeadRequest},
@@ -19,7 +19,7 @@ use crate::{
     lifecycle,
     ops::{
         lifecycle::{Lifecycle, LifecycleEvents},
-        metrics::Registry,
+        metrics::{Registry, now_us, since_engine},
     },
     ports::IngestInput,
     source::{Record, SourceEvent},
@@ -44,6 +44,7 @@ struct Lane {
     events: mpsc::Receiver<SourceEvent>,
     open: bool,
     ingested: IntCounter,
+    latency: Histogram,
 }
 
 /// Everything but the inputs.
@@ -108,12 +109,18 @@ impl Worker {
             "Events made of records, by their source.",
             &["source"],
         );
+        let latency = parts.registry.latencies(
+            "source_latency_seconds",
+            "From the engine's timestamp to ingest, once per group of records, by source.",
+            &["source"],
+        );
         let lanes = parts
             .lanes
             .into_iter()
             .map(|lane| {
                 Ok(Lane {
                     ingested: ingested.with_label_values(&[&lane.source]),
+                    latency: latency.with_label_values(&[&lane.source]),
                     transform: Transform::new(&lane.routes, lane.channels, &parts.private)?,
                     source: lane.source,
                     events: lane.events,
@@ -239,6 +246,10 @@ impl Core {
             },
             SourceEvent::Records(records) => {
                 let now = Instant::now();
+                let oldest = records.first().and_then(|record| since_engine(record.engine_time_us, now_us()));
+                if let Some(latency) = oldest {
+                    lane.latency.observe(latency.as_secs_f64());
+                }
                 for record in &records {
                     self.take_record(lane, record, now);
                 }
@@ -319,7 +330,7 @@ impl Core {
     }
 
     async fn publish_rest(&mut self) {
-        let batches = self.publisher.take_all();
+        let batches = self.publisher.take_all(Instant::now());
         self.send(batches).await;
     }
 

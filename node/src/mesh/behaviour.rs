@@ -41,9 +41,9 @@ pub(super) const MAX_TOPICS: usize = 8192;
 
 /// Peers that forward a topic to one another. Publishers send every batch to every subscriber directly, so forwarding
 /// only serves who has no connection to a publisher, and each copy costs its receiver as much CPU as the first.
-const MESH_PEERS: usize = 2;
+const MESH_PEERS: usize = 1;
 const MESH_PEERS_LEAST: usize = 1;
-const MESH_PEERS_MOST: usize = 4;
+const MESH_PEERS_MOST: usize = 2;
 
 /// How often gossipsub mends its meshes and tells of what it has.
 const HEARTBEAT: Duration = Duration::from_secs(1);

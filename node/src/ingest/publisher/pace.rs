@@ -1,0 +1,78 @@
+//! How many batches may leave: a token bucket in virtual time.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// What may leave at once after a pause: the budget of this long. Short, so that even a burst leaves the queues of the
+/// mesh nearly empty.
+const BURST: Duration = Duration::from_millis(20);
+
+/// Allows so many batches per second.
+#[derive(Debug)]
+pub(super) struct Pace {
+    per_second: f64,
+    allowed: f64,
+    at: Option<Instant>,
+}
+
+impl Pace {
+    pub(super) fn new(per_second: u32) -> Self {
+        let per_second = f64::from(per_second);
+        Self { per_second, allowed: Self::burst(per_second), at: None }
+    }
+
+    /// Takes one, if one is allowed by `now`.
+    pub(super) fn take(&mut self, now: Instant) -> bool {
+        let since = self.at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        self.allowed =
+            (self.allowed + since.as_secs_f64() * self.per_second).min(Self::burst(self.per_second));
+        self.at = Some(self.at.map_or(now, |at| at.max(now)));
+        let taken = self.allowed >= 1.0;
+        if taken {
+            self.allowed -= 1.0;
+        }
+        taken
+    }
+
+    /// When one will be allowed.
+    pub(super) fn next(&self) -> Option<Instant> {
+        let missing = (1.0 - self.allowed).max(0.0);
+        // Rounded up, so that what is due then is allowed then.
+        let wait = Duration::from_secs_f64(missing / self.per_second) + Duration::from_micros(1);
+        self.at.filter(|_| missing > 0.0).map(|at| at + wait)
+    }
+
+    fn burst(per_second: f64) -> f64 {
+        (per_second * BURST.as_secs_f64()).max(1.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_and_then_the_rate() {
+        let begun = Instant::now();
+        let mut pace = Pace::new(1000);
+        let burst = (0..1000).filter(|_| pace.take(begun)).count();
+        assert_eq!(burst, 20);
+        let mut now = begun;
+        for _ in 0..1000 {
+            now = pace.next().unwrap();
+            assert!(pace.take(now));
+            assert!(!pace.take(now));
+        }
+        let took = (now - begun).as_secs_f64();
+        assert!((0.99..1.02).contains(&took), "1000 took {took} s of virtual time");
+    }
+
+    #[test]
+    fn time_that_stands_still_or_goes_back_allows_nothing() {
+        let begun = Instant::now() + Duration::from_secs(10);
+        let mut pace = Pace::new(100);
+        while pace.take(begun) {}
+        assert!(!pace.take(begun) && !pace.take(begun - Duration::from_secs(5)) && !pace.take(begun));
+    }
+}
