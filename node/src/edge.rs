@@ -22,6 +22,7 @@
 
 mod config;
 mod connection;
+mod early;
 mod frame;
 mod http;
 mod hub;

@@ -58,7 +58,8 @@ impl Link {
         verdict
     }
 
-    fn judge(&self, event: &Event) -> Verdict {
+    /// Judges an event without moving.
+    pub fn judge(&self, event: &Event) -> Verdict {
         let Some(last) = self.last else {
             return match event.previous {
                 // The stream was empty, and its publisher knows an event before this one: that one was lost.

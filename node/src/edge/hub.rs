@@ -52,6 +52,9 @@ const TAKEN_AT_ONCE: usize = 64;
 /// How often streams without subscribers are looked at; their time is checked this exactly.
 const TICK: Duration = Duration::from_secs(1);
 
+/// How often events that wait for something missing are looked at.
+const EARLY_TICK: Duration = Duration::from_millis(50);
+
 pub struct Hub {
     upstream: Arc<dyn Upstream>,
     shards: Vec<Arc<ShardQueue>>,
@@ -64,6 +67,8 @@ pub struct Hub {
     requests: Slab<Request>,
     /// Streams without subscribers, since when.
     idle: BTreeSet<(Instant, usize)>,
+    /// Streams with events that wait for something missing.
+    early: BTreeSet<usize>,
     questions: FuturesUnordered<BoxFuture<'static, Answer>>,
     leave_after: Duration,
     join_timeout: Duration,
@@ -120,6 +125,7 @@ impl Hub {
             topics: HashMap::new(),
             requests: Slab::new(),
             idle: BTreeSet::new(),
+            early: BTreeSet::new(),
             questions: FuturesUnordered::new(),
             leave_after,
             join_timeout,
@@ -137,6 +143,8 @@ impl Hub {
     ) {
         let mut tick = time::interval(TICK.min(self.leave_after / 4).max(Duration::from_millis(1)));
         tick.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        let mut early_tick = time::interval(EARLY_TICK);
+        early_tick.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         let (mut new_batches, mut new_requests) = (Vec::new(), Vec::new());
         let mut more_batches = true;
         loop {
@@ -163,6 +171,12 @@ impl Hub {
                 }
                 Some(answer) = self.questions.next() => self.answer(answer),
                 _ = tick.tick() => self.leave_idle(),
+                _ = early_tick.tick(), if !self.early.is_empty() => {
+                    let now = Instant::now();
+                    for key in self.early.iter().copied().collect::<Vec<_>>() {
+                        self.release_early(key, now, false);
+                    }
+                }
             }
             self.hand_over();
         }
@@ -177,11 +191,45 @@ impl Hub {
     }
 
     fn receive(&mut self, key: usize, event: &Event) {
+        let now = Instant::now();
+        let Some(stream) = self.streams.get_mut(key) else {
+            return;
+        };
+        if stream.state.leaves_epoch(event) {
+            self.release_early(key, now, true);
+        }
+        let Some(stream) = self.streams.get_mut(key) else {
+            return;
+        };
+        let received = stream.state.receive(event, now);
+        if received == Received::Early {
+            self.early.insert(key);
+        }
+        self.deliver(key, event, received);
+        self.release_early(key, now, false);
+    }
+
+    /// Delivers what has waited for something missing and need not any longer.
+    fn release_early(&mut self, key: usize, now: Instant, all: bool) {
+        if !self.early.contains(&key) {
+            return;
+        }
+        while let Some((event, received)) =
+            self.streams.get_mut(key).and_then(|stream| stream.state.next_early(now, all))
+        {
+            self.deliver(key, &event, received);
+        }
+        if self.streams.get(key).is_none_or(|stream| !stream.state.has_early()) {
+            self.early.remove(&key);
+        }
+    }
+
+    fn deliver(&mut self, key: usize, event: &Event, received: Received) {
         let Some(stream) = self.streams.get_mut(key) else {
             return;
         };
         let mut reset = None;
-        match stream.state.receive(event) {
+        match received {
             Received::Deliver => {}
             Received::DeliverAfterGap => {
                 self.metrics.unrepaired_gaps.inc();
@@ -193,6 +241,7 @@ impl Hub {
             }
             Received::Duplicate => return self.metrics.duplicates.inc(),
             Received::Held { dropped } => return self.metrics.dropped_join_full.inc_by(dropped),
+            Received::Early => return self.metrics.early.inc(),
             Received::Ignored => return,
         }
         if stream.subscriptions > 0 {

@@ -15,6 +15,7 @@ pub struct EdgeMetrics {
     pub subscriptions: IntGauge,
     pub duplicates: IntCounter,
     pub unrepaired_gaps: IntCounter,
+    pub early: IntCounter,
     pub client_queue_frames: IntGauge,
     pub slow_client_disconnects: IntCounter,
     /// Frames that a shard's queue did not take, counted once per event and shard.
@@ -55,6 +56,10 @@ impl EdgeMetrics {
             subscriptions: registry.gauge("subscriptions", "Subscriptions of all connections."),
             duplicates: registry
                 .counter("duplicates_total", "Events that came again and were not delivered again."),
+            early: registry.counter(
+                "events_early_total",
+                "Events that came before one that belongs in front of them, and waited for it.",
+            ),
             unrepaired_gaps: gaps.with_label_values(&["no"]),
             client_queue_frames: registry.gauge(
                 "client_queue_frames",

@@ -1,7 +1,8 @@
 //! One stream at the hub: pure, so that every order of arrival can be tried.
 //!
 //! A stream is *idle* until somebody wants it, then *joining* until it is known where it stands. Events that arrive in this
-//! time are held; those beyond its head are delivered after the confirmation. From then on it is *live*.
+//! time are held; those beyond its head are delivered after the confirmation. From then on it is *live*: an event that
+//! follows the last one is delivered, one after a hole waits for a while for what is missing ([`super::early`]).
 
 use std::collections::VecDeque;
 
@@ -10,11 +11,14 @@ use tickmesh_protocol::{
     Epoch, Event, Position,
     link::{Link, Verdict},
 };
+use tokio::time::Instant;
 
-/// Most events held for one stream while it is being joined: two seconds at 500 events/s.
+use super::early::Early;
+
+/// Most events held for one stream, while it is being joined or after a hole: two seconds at 500 events/s.
 pub const MAX_HELD_EVENTS: usize = 1024;
 
-/// Most bytes held for one stream while it is being joined.
+/// Most bytes held for one stream.
 pub const MAX_HELD_BYTES: usize = 2 * 1024 * 1024;
 
 /// What is known about where a stream stands.
@@ -23,7 +27,15 @@ pub enum State {
     #[default]
     Idle,
     Joining(Held),
-    Live(Link),
+    Live(Live),
+}
+
+/// A stream that stands at a known position.
+#[derive(Debug)]
+pub struct Live {
+    link: Link,
+    /// What waits for something missing; most streams never have any.
+    early: Option<Box<Early>>,
 }
 
 /// What is to be done with an event.
@@ -41,6 +53,19 @@ pub enum Received {
     Held {
         dropped: u64,
     },
+    /// Kept until what is missing before it has come, or has waited long enough: see [`State::next_early`].
+    Early,
+}
+
+impl From<Verdict> for Received {
+    fn from(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Next => Self::Deliver,
+            Verdict::Gap { .. } => Self::DeliverAfterGap,
+            Verdict::Reset { epoch } => Self::DeliverAfterReset(epoch),
+            Verdict::Duplicate => Self::Duplicate,
+        }
+    }
 }
 
 /// Events of a stream that is being joined; the oldest go first when there are too many.
@@ -51,17 +76,52 @@ pub struct Held {
 }
 
 impl State {
-    pub fn receive(&mut self, event: &Event) -> Received {
+    /// Takes an event. Afterwards, and before an event of another epoch ([`State::leaves_epoch`]), ask for
+    /// [`State::next_early`] until there is none.
+    pub fn receive(&mut self, event: &Event, now: Instant) -> Received {
         match self {
             Self::Idle => Received::Ignored,
             Self::Joining(held) => Received::Held { dropped: held.push(event) },
-            Self::Live(link) => match link.advance(event) {
-                Verdict::Next => Received::Deliver,
-                Verdict::Gap { .. } => Received::DeliverAfterGap,
-                Verdict::Reset { epoch } => Received::DeliverAfterReset(epoch),
-                Verdict::Duplicate => Received::Duplicate,
+            Self::Live(live) => match live.link.judge(event) {
+                Verdict::Gap { .. } => {
+                    let early = live.early.get_or_insert_with(|| Box::new(Early::new(event.epoch)));
+                    if early.keep(event, now) { Received::Early } else { Received::Duplicate }
+                }
+                Verdict::Next | Verdict::Duplicate | Verdict::Reset { .. } => live.link.advance(event).into(),
             },
         }
+    }
+
+    /// Whether an event begins an epoch while others of the one before still wait: those go first.
+    pub fn leaves_epoch(&self, event: &Event) -> bool {
+        let early = self.early();
+        early.is_some_and(|early| early.epoch() != event.epoch && !self.judges_old(event))
+    }
+
+    /// The next event that has waited and need not any longer, and what is to be done with it. With `all` none waits.
+    pub fn next_early(&mut self, now: Instant, all: bool) -> Option<(Event, Received)> {
+        let Self::Live(Live { link, early }) = self else { return None };
+        let next = early.as_mut()?.next(link, now, all);
+        if early.as_ref().is_some_and(|early| early.is_empty()) {
+            *early = None;
+        }
+        next.map(|(event, verdict)| (event, verdict.into()))
+    }
+
+    /// Whether events wait for something missing.
+    pub fn has_early(&self) -> bool {
+        self.early().is_some()
+    }
+
+    fn early(&self) -> Option<&Early> {
+        match self {
+            Self::Live(live) => live.early.as_deref(),
+            Self::Idle | Self::Joining(_) => None,
+        }
+    }
+
+    fn judges_old(&self, event: &Event) -> bool {
+        matches!(self, Self::Live(live) if live.link.judge(event) == Verdict::Duplicate)
     }
 
     /// Begins to hold events, because the head has been asked for. Whether it has to be asked for.
@@ -96,7 +156,7 @@ impl State {
                 events.pop_front();
             }
         }
-        *self = Self::Live(Link::at(head));
+        *self = Self::Live(Live { link: Link::at(head), early: None });
         events
     }
 
@@ -104,7 +164,7 @@ impl State {
     pub fn position(&self) -> Option<Position> {
         match self {
             Self::Idle | Self::Joining(_) => None,
-            Self::Live(link) => link.last(),
+            Self::Live(live) => live.link.last(),
         }
     }
 
@@ -133,9 +193,10 @@ impl Held {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use tickmesh_protocol::{Previous, Sequence};
 
-    use super::*;
+    use super::{super::early::WAIT, *};
 
     fn at(sequence: u64) -> Position {
         Position { epoch: Epoch::from_u64(1), sequence: Sequence::new(sequence).unwrap() }
@@ -154,21 +215,31 @@ mod tests {
 
     fn joining() -> State {
         let mut state = State::default();
-        assert_eq!(state.receive(&event(1)), Received::Ignored);
+        assert_eq!(receive(&mut state, &event(1)), Received::Ignored);
         assert!(state.join() && !state.join(), "the head is asked for once");
         state
     }
 
     fn replay(state: &mut State, head: Option<Position>) -> Vec<(u64, Received)> {
         let held = state.go_live(head);
-        held.iter().map(|event| (event.sequence.get(), state.receive(event))).collect()
+        held.iter().map(|event| (event.sequence.get(), receive(state, event))).collect()
+    }
+
+    fn receive(state: &mut State, event: &Event) -> Received {
+        state.receive(event, Instant::now())
+    }
+
+    fn early(state: &mut State, now: Instant, all: bool) -> Vec<(u64, Received)> {
+        std::iter::from_fn(|| state.next_early(now, all))
+            .map(|(event, received)| (event.sequence.get(), received))
+            .collect()
     }
 
     #[test]
     fn held_events_up_to_the_head_are_duplicates_and_the_rest_follows() {
         let mut state = joining();
         for sequence in 5..9 {
-            assert_eq!(state.receive(&event(sequence)), Received::Held { dropped: 0 });
+            assert_eq!(receive(&mut state, &event(sequence)), Received::Held { dropped: 0 });
         }
         assert_eq!(
             replay(&mut state, Some(at(6))),
@@ -180,34 +251,34 @@ mod tests {
             ]
         );
         assert_eq!(state.position(), Some(at(8)));
-        assert_eq!(state.receive(&event(9)), Received::Deliver);
-        assert_eq!(state.receive(&event(11)), Received::DeliverAfterGap);
+        assert_eq!(receive(&mut state, &event(9)), Received::Deliver);
         assert!(state.go_live(Some(at(1))).is_empty(), "a second answer changes nothing");
-        assert_eq!(state.position(), Some(at(11)));
+        assert_eq!(state.position(), Some(at(9)));
     }
 
     #[test]
     fn a_head_beyond_what_was_held_makes_late_events_duplicates() {
         let mut state = joining();
-        state.receive(&event(5));
+        receive(&mut state, &event(5));
         assert_eq!(replay(&mut state, Some(at(7))), [(5, Received::Duplicate)]);
-        assert_eq!(state.receive(&event(7)), Received::Duplicate);
-        assert_eq!(state.receive(&event(8)), Received::Deliver);
+        assert_eq!(receive(&mut state, &event(7)), Received::Duplicate);
+        assert_eq!(receive(&mut state, &event(8)), Received::Deliver);
     }
 
     #[test]
     fn an_empty_stream_begins_with_its_first_event() {
         let first = Event { previous: Previous::Unknown { read_from: Sequence::ZERO }, ..event(5) };
         let mut state = joining();
-        state.receive(&first);
+        receive(&mut state, &first);
         assert_eq!(replay(&mut state, None), [(5, Received::Deliver)]);
     }
 
     #[test]
     fn an_empty_stream_whose_first_event_is_missing_has_a_gap() {
         let mut state = joining();
-        state.receive(&event(5));
-        assert_eq!(replay(&mut state, None), [(5, Received::DeliverAfterGap)]);
+        receive(&mut state, &event(5));
+        assert_eq!(replay(&mut state, None), [(5, Received::Early)]);
+        assert_eq!(early(&mut state, Instant::now() + WAIT, false), [(5, Received::DeliverAfterGap)]);
     }
 
     #[test]
@@ -215,7 +286,7 @@ mod tests {
         let mut state = joining();
         let mut dropped = 0;
         for sequence in 1..=(MAX_HELD_EVENTS as u64 + 10) {
-            match state.receive(&event(sequence)) {
+            match receive(&mut state, &event(sequence)) {
                 Received::Held { dropped: now } => dropped += now,
                 other => panic!("{other:?}"),
             }
@@ -223,39 +294,42 @@ mod tests {
         assert_eq!(dropped, 10);
         let replayed = replay(&mut state, Some(at(3)));
         assert_eq!(replayed.len(), MAX_HELD_EVENTS);
-        assert_eq!(replayed[0], (11, Received::DeliverAfterGap));
-        assert!(replayed[1..].iter().all(|(_, received)| *received == Received::Deliver));
+        assert!(replayed.iter().all(|(_, received)| *received == Received::Early));
+        let released = early(&mut state, Instant::now() + WAIT, false);
+        assert_eq!(released.len(), MAX_HELD_EVENTS);
+        assert_eq!(released[0], (11, Received::DeliverAfterGap));
+        assert!(released[1..].iter().all(|(_, received)| *received == Received::Deliver));
     }
 
     #[test]
     fn held_bytes_are_bounded() {
         let mut state = joining();
         let big = |sequence| Event { data: Bytes::from(vec![b'1'; MAX_HELD_BYTES / 2]), ..event(sequence) };
-        assert_eq!(state.receive(&big(1)), Received::Held { dropped: 0 });
-        assert_eq!(state.receive(&big(2)), Received::Held { dropped: 0 });
-        assert_eq!(state.receive(&big(3)), Received::Held { dropped: 1 });
+        assert_eq!(receive(&mut state, &big(1)), Received::Held { dropped: 0 });
+        assert_eq!(receive(&mut state, &big(2)), Received::Held { dropped: 0 });
+        assert_eq!(receive(&mut state, &big(3)), Received::Held { dropped: 1 });
     }
 
     #[test]
     fn held_events_of_an_epoch_that_was_left_do_not_turn_the_stream_back() {
         let old = |sequence| Event { epoch: Epoch::from_u64(9), ..event(sequence) };
         let mut state = joining();
-        state.receive(&old(100));
-        state.receive(&event(3));
+        receive(&mut state, &old(100));
+        receive(&mut state, &event(3));
         assert_eq!(replay(&mut state, Some(at(2))), [(3, Received::Deliver)]);
 
         let mut state = joining();
-        state.receive(&old(100));
+        receive(&mut state, &old(100));
         assert_eq!(replay(&mut state, Some(at(2))), []);
-        assert_eq!(state.receive(&event(3)), Received::Deliver);
+        assert_eq!(receive(&mut state, &event(3)), Received::Deliver);
     }
 
     #[test]
     fn giving_up_holds_nothing_and_asks_anew() {
         let mut state = joining();
-        state.receive(&event(5));
+        receive(&mut state, &event(5));
         state.give_up();
-        assert_eq!(state.receive(&event(6)), Received::Ignored);
+        assert_eq!(receive(&mut state, &event(6)), Received::Ignored);
         assert!(state.join());
         assert_eq!(replay(&mut state, Some(at(6))), []);
         state.give_up();
@@ -267,7 +341,86 @@ mod tests {
         let mut state = joining();
         state.go_live(Some(at(5)));
         let next = Event { epoch: Epoch::from_u64(2), ..event(1) };
-        assert_eq!(state.receive(&next), Received::DeliverAfterReset(Epoch::from_u64(2)));
-        assert_eq!(state.receive(&event(6)), Received::Duplicate, "a late one of the epoch that was left");
+        assert_eq!(receive(&mut state, &next), Received::DeliverAfterReset(Epoch::from_u64(2)));
+        assert_eq!(
+            receive(&mut state, &event(6)),
+            Received::Duplicate,
+            "a late one of the epoch that was left"
+        );
+    }
+
+    fn live(head: u64) -> State {
+        let mut state = joining();
+        assert_eq!(replay(&mut state, Some(at(head))), []);
+        state
+    }
+
+    #[test]
+    fn what_was_overtaken_is_put_back_in_order() {
+        let (mut state, now) = (live(1), Instant::now());
+        assert_eq!(receive(&mut state, &event(4)), Received::Early);
+        assert_eq!(receive(&mut state, &event(3)), Received::Early);
+        assert_eq!(receive(&mut state, &event(3)), Received::Duplicate);
+        assert_eq!(early(&mut state, now, false), []);
+        assert_eq!(state.position(), Some(at(1)));
+        assert_eq!(receive(&mut state, &event(2)), Received::Deliver);
+        assert_eq!(early(&mut state, now, false), [(3, Received::Deliver), (4, Received::Deliver)]);
+        assert!(!state.has_early());
+        assert_eq!(receive(&mut state, &event(3)), Received::Duplicate);
+    }
+
+    #[test]
+    fn what_does_not_come_in_time_is_a_gap() {
+        let (mut state, now) = (live(1), Instant::now());
+        for sequence in [3, 4, 7] {
+            assert_eq!(state.receive(&event(sequence), now), Received::Early);
+        }
+        assert_eq!(early(&mut state, now + WAIT / 2, false), []);
+        let gap = Received::DeliverAfterGap;
+        assert_eq!(early(&mut state, now + WAIT, false), [(3, gap), (4, Received::Deliver), (7, gap)]);
+        assert_eq!(receive(&mut state, &event(2)), Received::Duplicate);
+    }
+
+    #[test]
+    fn early_events_are_bounded() {
+        let (mut state, now) = (live(1), Instant::now());
+        let last = MAX_HELD_EVENTS as u64 + 3;
+        for sequence in 3..=last {
+            assert_eq!(state.receive(&event(sequence), now), Received::Early);
+        }
+        let released = early(&mut state, now, false);
+        assert_eq!(released[0], (3, Received::DeliverAfterGap));
+        assert_eq!(released.last(), Some(&(last, Received::Deliver)));
+    }
+
+    #[test]
+    fn a_new_epoch_lets_the_waiting_go_first() {
+        let (mut state, now) = (live(1), Instant::now());
+        let new = Event { epoch: Epoch::from_u64(2), ..event(1) };
+        assert_eq!(state.receive(&event(5), now), Received::Early);
+        assert!(!state.leaves_epoch(&event(6)) && state.leaves_epoch(&new));
+        assert_eq!(early(&mut state, now, true), [(5, Received::DeliverAfterGap)]);
+        assert_eq!(state.receive(&new, now), Received::DeliverAfterReset(Epoch::from_u64(2)));
+    }
+
+    proptest! {
+        /// Whatever overtakes what, and however often it comes: delivered is everything, once, in order, without a gap.
+        #[test]
+        fn any_order_becomes_the_right_one(order in Just((2..=60_u64).flat_map(|n| [n, n]).collect::<Vec<_>>()).prop_shuffle()) {
+            let (mut state, now) = (live(1), Instant::now());
+            let mut delivered = Vec::new();
+            for sequence in order {
+                match state.receive(&event(sequence), now) {
+                    Received::Deliver => delivered.push(sequence),
+                    Received::Early | Received::Duplicate => {}
+                    other => prop_assert!(false, "{other:?}"),
+                }
+                for (sequence, received) in early(&mut state, now, false) {
+                    prop_assert_eq!(received, Received::Deliver);
+                    delivered.push(sequence);
+                }
+            }
+            prop_assert_eq!(delivered, (2..=60).collect::<Vec<_>>());
+        }
     }
 }
