@@ -114,7 +114,7 @@ drops() {
     local port
     for port in "${OPS[@]}"; do
         python3 -c 'import sys, urllib.request; sys.stdout.write(urllib.request.urlopen(sys.argv[1], timeout=2).read().decode())' \
-            "http://127.0.0.1:$port/metrics" | grep -E '^tickmesh_(source_latency_seconds_(sum|count)|delivery_latency_seconds_(sum|count)|events_published_total|batches_published_total|events_dropped_total|gaps_total|gossip_queue_drops_total|mesh_batches_(late|received)_total|duplicates_total)' | grep -v ' 0$' | sed "s/^/$port /" >&2 || true
+            "http://127.0.0.1:$port/metrics" | grep -E '^tickmesh_(source_latency_seconds_(sum|count)|delivery_latency_seconds_(sum|count)|events_published_total|batches_published_total|events_dropped_total|events_early_total|gaps_total|gossip_queue_drops_total|mesh_batches_(late|received)_total|duplicates_total)' | grep -v ' 0$' | sed "s/^/$port /" >&2 || true
     done
 }
 CODE=0

@@ -116,6 +116,11 @@ impl Publisher {
         self.rank_again();
     }
 
+    /// Notes how much later than [`Publisher::next_due`] this peer was woken.
+    pub(super) fn woken(&mut self, late: Duration) {
+        self.pace.woken(late);
+    }
+
     /// Topics that this peer leads, of those it has events of.
     pub(super) fn leading(&self) -> usize {
         self.topics.values().filter(|state| state.leads).count()

@@ -98,7 +98,7 @@ enum Wake {
     SourceEnded(usize),
     Mesh(IngestInput),
     MeshEnded,
-    Due,
+    Due { late: Duration },
     Stop,
 }
 
@@ -157,7 +157,7 @@ impl Worker {
                 Wake::SourceEnded(lane) => self.lanes[lane].open = false,
                 Wake::Mesh(input) => self.take_mesh(input),
                 Wake::MeshEnded => self.mesh_open = false,
-                Wake::Due => {}
+                Wake::Due { late } => self.core.publisher.woken(late),
                 Wake::Stop => break,
             }
             // What others published need not be published again: look before deciding.
@@ -187,7 +187,8 @@ impl Worker {
                 return Poll::Ready(Wake::Stop);
             }
             if timer.as_mut().poll(context).is_ready() {
-                return Poll::Ready(Wake::Due);
+                let late = due.map_or(Duration::ZERO, |due| due.elapsed());
+                return Poll::Ready(Wake::Due { late });
             }
             if self.mesh_open
                 && let Poll::Ready(input) = self.mesh.poll_recv(context)
