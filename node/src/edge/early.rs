@@ -13,7 +13,11 @@ use tickmesh_protocol::{
 };
 use tokio::time::Instant;
 
-use super::stream::{MAX_HELD_BYTES, MAX_HELD_EVENTS};
+/// Most events held for one stream, while it is being joined or after a hole: two seconds at 500 events/s.
+pub const MAX_HELD_EVENTS: usize = 1024;
+
+/// Most bytes held for one stream.
+pub const MAX_HELD_BYTES: usize = 2 * 1024 * 1024;
 
 /// How long an event waits for what is missing before it. A batch that was overtaken comes within milliseconds, on a
 /// machine without a free core within some hundred; a client of an exchange waits no longer than this for a lost one.

@@ -13,13 +13,7 @@ use tickmesh_protocol::{
 };
 use tokio::time::Instant;
 
-use super::early::Early;
-
-/// Most events held for one stream, while it is being joined or after a hole: two seconds at 500 events/s.
-pub const MAX_HELD_EVENTS: usize = 1024;
-
-/// Most bytes held for one stream.
-pub const MAX_HELD_BYTES: usize = 2 * 1024 * 1024;
+use super::early::{Early, MAX_HELD_BYTES, MAX_HELD_EVENTS};
 
 /// What is known about where a stream stands.
 #[derive(Debug, Default)]
