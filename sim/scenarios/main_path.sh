@@ -10,6 +10,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 RATE=${1:-5000} CLIENTS=${2:-1000} STREAMS=${3:-8} SECONDS_LONG=${4:-20}
 LIBS=${TICKMESH_KAFKA_LIBS:?the folder of the jars of Kafka; ./test fetches them into target/test-cache/kafka}
+LIBS=$(cd "$LIBS" && pwd)
 BIN=${CARGO_TARGET_DIR:-target}/release
 BIN=$(cd "$BIN" && pwd)
 DIR=$(mktemp -d)
