@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# shellcheck disable=SC2329 # functions are given to `wait_for` by name, and to trap
 # The main path under load: a real Kafka, two ingest peers, three edges, many clients; every sequence checked.
 #
 #   sim/scenarios/main_path.sh [EVENTS_PER_SECOND [CLIENTS [STREAMS [SECONDS]]]]      default: 5000 1000 8 20
