@@ -282,6 +282,7 @@ impl EdgeUnderTest {
                 counter: first,
                 topic: Topic::spanning(&stream),
                 events: (first..first + pending as u64).map(event).collect(),
+                heads: Vec::new(),
             };
             Arc::new(SignedBatch::sign(batch, &key).unwrap())
         };

@@ -48,6 +48,7 @@ fn batch(events: u32) -> Batch {
                 data: data(),
             })
             .collect(),
+        heads: Vec::new(),
     }
 }
 

@@ -9,16 +9,20 @@ use bytes::Bytes;
 use ed25519_dalek::{Signer, VerifyingKey};
 
 use crate::{
-    Event, Topic,
+    Event, Position, StreamName, Topic,
     codec::{self, CodecError},
 };
 
 /// Most events in one batch: bounds what a receiver decodes at once.
 pub const MAX_BATCH_EVENTS: usize = 4096;
 
-/// What is signed: this, then the version byte and the body. It keeps a signature made here from meaning anything
-/// elsewhere the same key may sign.
-const SIGNING_CONTEXT: &[u8] = b"tickmesh batch\0";
+/// Most heads in one batch.
+pub const MAX_BATCH_HEADS: usize = 1024;
+
+/// What is signed: one of these, then the version byte and the body. It keeps a signature made here from meaning anything
+/// elsewhere the same key may sign: a page of a feed, sent again as if it were a batch, is refused.
+const BATCH_CONTEXT: &[u8] = b"tickmesh batch\0";
+const PAGE_CONTEXT: &[u8] = b"tickmesh page\0";
 
 /// Length of an Ed25519 signature (RFC 8032), in bytes.
 pub const SIGNATURE_BYTES: usize = 64;
@@ -44,6 +48,9 @@ pub struct Batch {
     pub topic: Topic,
     /// At most [`MAX_BATCH_EVENTS`], in the order of each stream.
     pub events: Vec<Event>,
+    /// Where streams of the topic stand that have been silent for a while, so that whoever missed their last event learns
+    /// of it. At most [`MAX_BATCH_HEADS`]; a batch has events, heads or both.
+    pub heads: Vec<(StreamName, Position)>,
 }
 
 /// A batch together with the bytes that its publisher signed.
@@ -78,24 +85,47 @@ impl SigningKey {
 }
 
 impl SignedBatch {
-    /// Encodes and signs. `batch.publisher` must be the key's.
+    /// Encodes and signs what is published by gossip. `batch.publisher` must be the key's.
     ///
     /// # Errors
     /// If the batch breaks a limit of [`codec`].
     pub fn sign(batch: Batch, key: &SigningKey) -> Result<Self, CodecError> {
+        Self::sign_as(BATCH_CONTEXT, batch, key)
+    }
+
+    /// Encodes and signs a page: what a feed serves. Its counter means nothing.
+    ///
+    /// # Errors
+    /// If the page breaks a limit of [`codec`].
+    pub fn sign_page(page: Batch, key: &SigningKey) -> Result<Self, CodecError> {
+        Self::sign_as(PAGE_CONTEXT, page, key)
+    }
+
+    fn sign_as(context: &[u8], batch: Batch, key: &SigningKey) -> Result<Self, CodecError> {
         debug_assert_eq!(batch.publisher, key.publisher());
-        let envelope = codec::encode_batch(&batch, |body| key.0.sign(&signed_text(body)).to_bytes())?;
+        let envelope =
+            codec::encode_batch(&batch, |body| key.0.sign(&signed_text(context, body)).to_bytes())?;
         Ok(Self { batch, envelope: envelope.into() })
     }
 
-    /// Decodes an envelope and verifies its signature. Whether the publisher is one to be believed is not asked here.
+    /// Decodes an envelope from gossip and verifies its signature. Whether the publisher is one to be believed is not
+    /// asked here.
     pub fn open(envelope: Bytes) -> Result<Self, InvalidBatch> {
+        Self::open_as(BATCH_CONTEXT, envelope)
+    }
+
+    /// Decodes a page of a feed and verifies its signature. Whether the publisher is one to be believed is not asked here.
+    pub fn open_page(envelope: Bytes) -> Result<Self, InvalidBatch> {
+        Self::open_as(PAGE_CONTEXT, envelope)
+    }
+
+    fn open_as(context: &[u8], envelope: Bytes) -> Result<Self, InvalidBatch> {
         let (batch, body_bytes) = codec::decode_batch(&envelope)?;
         let (body, signature) = envelope.split_at(body_bytes);
         let signature =
             ed25519_dalek::Signature::from_slice(signature).map_err(|_| InvalidBatch::Signature)?;
         VerifyingKey::from_bytes(&batch.publisher.0)
-            .and_then(|key| key.verify_strict(&signed_text(body), &signature))
+            .and_then(|key| key.verify_strict(&signed_text(context, body), &signature))
             .map_err(|_| InvalidBatch::Signature)?;
         Ok(Self { batch, envelope })
     }
@@ -104,12 +134,12 @@ impl SignedBatch {
         &self.batch
     }
 
-    /// The bytes as first published: version, body, signature.
+    /// The bytes as first sent: version, body, signature.
     pub fn envelope(&self) -> &Bytes {
         &self.envelope
     }
 }
 
-fn signed_text(body: &[u8]) -> Vec<u8> {
-    [SIGNING_CONTEXT, body].concat()
+fn signed_text(context: &[u8], body: &[u8]) -> Vec<u8> {
+    [context, body].concat()
 }

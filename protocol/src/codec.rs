@@ -11,8 +11,8 @@ use bincode::{BorrowDecode, Encode, config};
 use bytes::Bytes;
 
 use crate::{
-    Batch, Epoch, Event, Position, Previous, PublisherKey, Sequence, Topic,
-    batch::{MAX_BATCH_EVENTS, SIGNATURE_BYTES},
+    Batch, Epoch, Event, Position, Previous, PublisherKey, Sequence, StreamName, Topic,
+    batch::{MAX_BATCH_EVENTS, MAX_BATCH_HEADS, SIGNATURE_BYTES},
     event::MAX_EVENT_DATA_BYTES,
     head::{Head, HeadReply, HeadRequest, MAX_HEAD_STREAMS},
     position::SequenceTooLarge,
@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// The version this code writes, and the only one it reads.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 /// Largest envelope, in bytes: one of the largest events and nearly as much beside it, or two thousand of the usual
 /// 200 to 500 bytes. The mesh's
@@ -54,6 +54,8 @@ pub enum CodecError {
     Trailing(usize),
     #[error("a batch holds 1 to {MAX_BATCH_EVENTS} events, not {0}")]
     EventCount(usize),
+    #[error("a batch holds at most {MAX_BATCH_HEADS} heads, not {0}")]
+    HeadCount(usize),
     #[error("data of {0} bytes; one event has at most {MAX_EVENT_DATA_BYTES}")]
     DataTooLarge(usize),
     #[error("stream {0} is not of the batch's topic")]
@@ -75,6 +77,14 @@ struct WireBatch<'a> {
     counter: u64,
     topic: &'a str,
     events: Vec<WireEvent<'a>>,
+    heads: Vec<WireStreamHead<'a>>,
+}
+
+#[derive(Encode, BorrowDecode)]
+struct WireStreamHead<'a> {
+    stream: &'a str,
+    epoch: u64,
+    sequence: u64,
 }
 
 #[derive(Encode, BorrowDecode)]
@@ -91,6 +101,7 @@ struct WireEvent<'a> {
 enum WirePrevious {
     At(u64),
     Unknown { read_from: u64 },
+    Reset { epoch: u64, sequence: u64 },
 }
 
 #[derive(Encode, BorrowDecode)]
@@ -112,16 +123,25 @@ pub(crate) fn encode_batch(
     batch: &Batch,
     sign: impl FnOnce(&[u8]) -> [u8; SIGNATURE_BYTES],
 ) -> Result<Vec<u8>, CodecError> {
-    check_event_count(batch.events.len())?;
+    check_counts(batch.events.len(), batch.heads.len())?;
     let topic = batch.topic.to_string();
     let events =
         batch.events.iter().map(|event| wire_event(&batch.topic, event)).collect::<Result<_, _>>()?;
+    if let Some((foreign, _)) = batch.heads.iter().find(|(stream, _)| !batch.topic.carries(stream)) {
+        return Err(CodecError::ForeignStream(foreign.to_string()));
+    }
+    let heads = batch.heads.iter().map(|(stream, at)| WireStreamHead {
+        stream: stream.as_str(),
+        epoch: at.epoch.as_u64(),
+        sequence: at.sequence.get(),
+    });
     let wire = WireBatch {
         publisher: batch.publisher.0,
         boot: batch.boot,
         counter: batch.counter,
         topic: &topic,
         events,
+        heads: heads.collect(),
     };
     let mut envelope = encode(&wire)?;
     let signature = sign(&envelope);
@@ -144,6 +164,9 @@ fn wire_event<'a>(topic: &Topic, event: &'a Event) -> Result<WireEvent<'a>, Code
         previous: match event.previous {
             Previous::At(previous) => WirePrevious::At(previous.get()),
             Previous::Unknown { read_from } => WirePrevious::Unknown { read_from: read_from.get() },
+            Previous::Reset { after } => {
+                WirePrevious::Reset { epoch: after.epoch.as_u64(), sequence: after.sequence.get() }
+            }
         },
         engine_time_us: event.engine_time_us,
         data: std::str::from_utf8(&event.data).map_err(|error| CodecError::Format(error.to_string()))?,
@@ -156,18 +179,32 @@ pub(crate) fn decode_batch(envelope: &Bytes) -> Result<(Batch, usize), CodecErro
     check_size(envelope.len(), MAX_ENVELOPE_BYTES)?;
     let body_bytes = envelope.len().checked_sub(SIGNATURE_BYTES).ok_or(CodecError::Short)?;
     let wire: WireBatch<'_> = decode(&envelope[..body_bytes])?;
-    check_event_count(wire.events.len())?;
+    check_counts(wire.events.len(), wire.heads.len())?;
     let topic: Topic = wire.topic.parse()?;
     let events =
         wire.events.iter().map(|event| event_of(envelope, &topic, event)).collect::<Result<_, _>>()?;
+    let heads = wire.heads.iter().map(|head| stream_head_of(&topic, head)).collect::<Result<_, _>>()?;
     let batch = Batch {
         publisher: PublisherKey(wire.publisher),
         boot: wire.boot,
         counter: wire.counter,
         topic,
         events,
+        heads,
     };
     Ok((batch, body_bytes))
+}
+
+fn stream_head_of(topic: &Topic, wire: &WireStreamHead<'_>) -> Result<(StreamName, Position), CodecError> {
+    let stream: StreamName = wire.stream.parse()?;
+    if !topic.carries(&stream) {
+        return Err(CodecError::ForeignStream(stream.to_string()));
+    }
+    Ok((stream, position_of(wire.epoch, wire.sequence)?))
+}
+
+fn position_of(epoch: u64, sequence: u64) -> Result<Position, CodecError> {
+    Ok(Position { epoch: Epoch::from_u64(epoch), sequence: Sequence::new(sequence)? })
 }
 
 fn event_of(envelope: &Bytes, topic: &Topic, wire: &WireEvent<'_>) -> Result<Event, CodecError> {
@@ -178,6 +215,9 @@ fn event_of(envelope: &Bytes, topic: &Topic, wire: &WireEvent<'_>) -> Result<Eve
         previous: match wire.previous {
             WirePrevious::At(previous) => Previous::At(Sequence::new(previous)?),
             WirePrevious::Unknown { read_from } => Previous::Unknown { read_from: Sequence::new(read_from)? },
+            WirePrevious::Reset { epoch, sequence } => {
+                Previous::Reset { after: position_of(epoch, sequence)? }
+            }
         },
         engine_time_us: wire.engine_time_us,
         data: envelope.slice_ref(wire.data.as_bytes()),
@@ -248,9 +288,7 @@ pub fn decode_head_reply(bytes: &[u8]) -> Result<HeadReply, CodecError> {
         .into_iter()
         .map(|head| {
             Ok(match head {
-                WireHead::At { epoch, sequence } => {
-                    Head::At(Position { epoch: Epoch::from_u64(epoch), sequence: Sequence::new(sequence)? })
-                }
+                WireHead::At { epoch, sequence } => Head::At(position_of(epoch, sequence)?),
                 WireHead::Empty => Head::Empty,
                 WireHead::UnknownChannel => Head::UnknownChannel,
                 WireHead::Private => Head::Private,
@@ -284,8 +322,13 @@ fn check_size(bytes: usize, limit: usize) -> Result<(), CodecError> {
     if bytes <= limit { Ok(()) } else { Err(CodecError::TooLarge { bytes, limit }) }
 }
 
-fn check_event_count(count: usize) -> Result<(), CodecError> {
-    if (1..=MAX_BATCH_EVENTS).contains(&count) { Ok(()) } else { Err(CodecError::EventCount(count)) }
+fn check_counts(events: usize, heads: usize) -> Result<(), CodecError> {
+    if heads > MAX_BATCH_HEADS {
+        return Err(CodecError::HeadCount(heads));
+    }
+    // Heads alone are a batch, too.
+    let least = usize::from(heads == 0);
+    if (least..=MAX_BATCH_EVENTS).contains(&events) { Ok(()) } else { Err(CodecError::EventCount(events)) }
 }
 
 fn check_stream_count(count: usize) -> Result<(), CodecError> {

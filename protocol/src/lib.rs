@@ -14,6 +14,7 @@
 //! | [`sequencer`] | log positions → sequence and `previous` |
 //! | [`link`] | received events → deliver, duplicate, gap, reset |
 //! | [`rank`] | which of the ingest peers leads a topic |
+//! | [`time`] | [`Moment`], time as the state machines see it |
 
 pub mod batch;
 pub mod client;
@@ -25,10 +26,12 @@ pub mod position;
 pub mod rank;
 pub mod sequencer;
 pub mod stream;
+pub mod time;
 pub mod topic;
 
 pub use batch::{Batch, PublisherKey, SignedBatch, SigningKey};
 pub use event::Event;
 pub use position::{Epoch, Position, Previous, Sequence};
 pub use stream::StreamName;
+pub use time::Moment;
 pub use topic::Topic;

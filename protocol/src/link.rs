@@ -1,9 +1,10 @@
-//! Received events are linked into streams: what is delivered, what is a duplicate, what is missing.
+//! Received events are linked into streams: what follows, what is a duplicate, what is missing.
 //!
-//! A worked example, after `trades.btc_usdt` stands at 7: `{8, previous 7}` is delivered; `{8, previous 7}` again is a
-//! duplicate; `{12, previous 11}` shows that at least 11 is missing.
+//! A worked example, after `trades.btc_usdt` stands at 7: `{8, previous 7}` follows; `{8, previous 7}` again is a duplicate;
+//! `{12, previous 11}` shows that at least 11 is missing. `{0 of another epoch, reset after 8}` follows and begins the new
+//! epoch; `{3 of another epoch, previous 0}` does not tell what came before it, so something may be missing.
 
-use crate::{Epoch, Event, Position, Previous, Sequence};
+use crate::{Epoch, Event, Position, Previous};
 
 /// Epochs a stream has left: a late event of one of them is old, not new. As in [`crate::sequencer`].
 const LEFT_EPOCHS: usize = 8;
@@ -20,13 +21,13 @@ pub struct Link {
 pub enum Verdict {
     /// It follows the last one.
     Next,
+    /// It follows the last one and is the first of a new epoch: tell the clients before delivering it.
+    Reset { epoch: Epoch },
     /// Already delivered, or of an epoch that was left: drop it.
     Duplicate,
-    /// It is newer, but something between `after` and it is missing, or may be: everything before it if there is no
-    /// `after`.
-    Gap { after: Option<Sequence> },
-    /// The first of a new epoch: tell the clients before delivering it.
-    Reset { epoch: Epoch },
+    /// It is newer, or of an epoch that is not known here, and something between `after` and it is missing, or may be:
+    /// everything before it if there is no `after`.
+    Gap { after: Option<Position> },
 }
 
 impl Link {
@@ -39,39 +40,50 @@ impl Link {
         self.last
     }
 
-    /// Judges an event and, unless it is a duplicate, moves to it.
+    /// Whether the stream has left an epoch for another one.
+    pub fn has_left(&self, epoch: Epoch) -> bool {
+        self.left.contains(&epoch)
+    }
+
+    /// Judges an event and, if it follows, moves to it.
     pub fn advance(&mut self, event: &Event) -> Verdict {
         let verdict = self.judge(event);
-        match verdict {
-            Verdict::Duplicate => return verdict,
-            Verdict::Reset { .. } => {
-                if let Some(last) = self.last {
-                    if self.left.len() == LEFT_EPOCHS {
-                        self.left.remove(0);
-                    }
-                    self.left.push(last.epoch);
-                }
-            }
-            Verdict::Next | Verdict::Gap { .. } => {}
+        if matches!(verdict, Verdict::Next | Verdict::Reset { .. }) {
+            self.jump(event.position());
         }
-        self.last = Some(event.position());
         verdict
+    }
+
+    /// Moves to a position, whatever is missing before it.
+    pub fn jump(&mut self, to: Position) {
+        if let Some(last) = self.last
+            && last.epoch != to.epoch
+        {
+            if self.left.len() == LEFT_EPOCHS {
+                self.left.remove(0);
+            }
+            self.left.push(last.epoch);
+        }
+        self.last = Some(to);
     }
 
     /// Judges an event without moving.
     pub fn judge(&self, event: &Event) -> Verdict {
+        let gap = Verdict::Gap { after: self.last };
         let Some(last) = self.last else {
             return match event.previous {
                 // The stream was empty, and its publisher knows an event before this one: that one was lost.
-                Previous::At(_) => Verdict::Gap { after: None },
+                Previous::At(_) | Previous::Reset { .. } => gap,
                 Previous::Unknown { .. } => Verdict::Next,
             };
         };
         if event.epoch != last.epoch {
-            return if self.left.contains(&event.epoch) {
-                Verdict::Duplicate
-            } else {
-                Verdict::Reset { epoch: event.epoch }
+            return match event.previous {
+                _ if self.has_left(event.epoch) => Verdict::Duplicate,
+                Previous::Reset { after } if after.epoch == last.epoch && after.sequence <= last.sequence => {
+                    Verdict::Reset { epoch: event.epoch }
+                }
+                _ => gap,
             };
         }
         if event.sequence <= last.sequence {
@@ -83,7 +95,9 @@ impl Link {
             // Sequences are integers: between `last` and `read_from` there is room for a lost event only if a number
             // lies between them. A publisher that starts at the end of a log has `read_from` = last + 1.
             Previous::Unknown { read_from } => read_from.get() <= last.sequence.get() + 1,
+            // It has missed at least the one known here.
+            Previous::Reset { .. } => false,
         };
-        if linked { Verdict::Next } else { Verdict::Gap { after: Some(last.sequence) } }
+        if linked { Verdict::Next } else { gap }
     }
 }

@@ -140,14 +140,16 @@ pub enum Previous {
     /// Not known: it is the first that its publisher saw of this stream. The publisher has read everything of the log
     /// from `read_from` on, so whoever has the stream up to the number before `read_from`, or later, has missed nothing.
     Unknown { read_from: Sequence },
+    /// It is the first of its epoch. The last event before, of another epoch, has this position.
+    Reset { after: Position },
 }
 
 impl Previous {
-    /// The sequence before, if it is known.
+    /// The sequence before, if it is known and of the same epoch.
     pub fn sequence(self) -> Option<Sequence> {
         match self {
             Self::At(sequence) => Some(sequence),
-            Self::Unknown { .. } => None,
+            Self::Unknown { .. } | Self::Reset { .. } => None,
         }
     }
 }

@@ -12,6 +12,11 @@
 //! // Offsets 4 to 6 went to other streams; 7 comes after 3.
 //! let (sequence, previous) = sequencer.next(&btc, epoch, 7).unwrap();
 //! assert_eq!((sequence.get(), previous), (7, Previous::At(Sequence::new(3).unwrap())));
+//! // The topic is deleted and made anew: another epoch, whose first record tells what came before it.
+//! let anew = Epoch::of("cluster/topic made anew", 0, "offset");
+//! sequencer.begin(anew, Sequence::ZERO);
+//! let (_, previous) = sequencer.next(&btc, anew, 2).unwrap();
+//! assert!(matches!(previous, Previous::Reset { after } if after.epoch == epoch && after.sequence.get() == 7));
 //! ```
 
 use std::collections::HashMap;
@@ -23,17 +28,31 @@ use crate::{Epoch, Position, Previous, Sequence, StreamName, position::SequenceT
 const LEFT_EPOCHS: usize = 8;
 
 /// Gives each record of a log its sequence and `previous`, stream by stream.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Sequencer {
     streams: HashMap<StreamName, StreamState>,
-    /// Where reading of each epoch (one per partition) began.
-    read_from: HashMap<Epoch, Sequence>,
+    partitions: HashMap<Epoch, Reading>,
+    /// Records numbered so far.
+    count: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct StreamState {
     last: Position,
+    /// [`Sequencer::count`] when `last` was numbered.
+    at_count: u64,
     left: Vec<Epoch>,
+}
+
+/// How a partition has been read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// Everything from here on has been read.
+    pub read_from: Sequence,
+    /// The position that comes next.
+    pub next: u64,
+    /// [`Sequencer::count`] when reading began.
+    began: u64,
 }
 
 /// Why a record gets no sequence. It belongs in the dead letters; the stream goes on without it.
@@ -56,38 +75,100 @@ impl Sequencer {
         position: u64,
     ) -> Result<(Sequence, Previous), Unsequenced> {
         let sequence = Sequence::new(position)?;
-        let read_from = *self.read_from.entry(epoch).or_insert(sequence);
+        let count = self.count;
+        let reading = self.partitions.entry(epoch).or_insert(Reading {
+            read_from: sequence,
+            next: position,
+            began: count,
+        });
+        reading.next = reading.next.max(position + 1);
+        let reading = *reading;
+        let unknown = Previous::Unknown { read_from: reading.read_from };
         let now = Position { epoch, sequence };
         let Some(state) = self.streams.get_mut(stream) else {
-            self.streams.insert(stream.clone(), StreamState { last: now, left: Vec::new() });
-            return Ok((sequence, Previous::Unknown { read_from }));
+            self.count += 1;
+            let state = StreamState { last: now, at_count: self.count, left: Vec::new() };
+            self.streams.insert(stream.clone(), state);
+            return Ok((sequence, unknown));
         };
-        if state.last.epoch == epoch {
-            let last = state.last.sequence;
-            if sequence <= last {
-                return Err(Unsequenced::Backward { position, last });
+        let last = state.last;
+        let previous = if last.epoch == epoch {
+            if sequence <= last.sequence {
+                return Err(Unsequenced::Backward { position, last: last.sequence });
             }
-            state.last = now;
-            return Ok((sequence, Previous::At(last)));
-        }
-        if state.left.contains(&epoch) {
-            return Err(Unsequenced::LeftEpoch(epoch));
-        }
-        if state.left.len() == LEFT_EPOCHS {
-            state.left.remove(0);
-        }
-        state.left.push(state.last.epoch);
+            // What the log lost, or this peer did not read, may have held events of this stream.
+            if last.sequence >= reading.read_from { Previous::At(last.sequence) } else { unknown }
+        } else {
+            if state.left.contains(&epoch) {
+                return Err(Unsequenced::LeftEpoch(epoch));
+            }
+            if state.left.len() == LEFT_EPOCHS {
+                state.left.remove(0);
+            }
+            state.left.push(last.epoch);
+            // Nothing of the new epoch was missed if it has been read since its beginning, or since before the last event
+            // of the old one.
+            let whole = reading.read_from == Sequence::ZERO || reading.began < state.at_count;
+            if whole { Previous::Reset { after: last } } else { unknown }
+        };
+        self.count += 1;
         state.last = now;
-        Ok((sequence, Previous::Unknown { read_from }))
+        state.at_count = self.count;
+        Ok((sequence, previous))
     }
 
-    /// Notes that reading of a partition begins at `position`, before its first record is seen.
+    /// Notes that reading of a partition begins, or goes on, at `position`, before the record there is seen. If that is
+    /// beyond what came next, what lies between was not read.
     pub fn begin(&mut self, epoch: Epoch, position: Sequence) {
-        self.read_from.entry(epoch).or_insert(position);
+        let began = self.count;
+        let reading = self.partitions.entry(epoch).or_insert(Reading {
+            read_from: position,
+            next: position.get(),
+            began,
+        });
+        if position.get() > reading.next {
+            *reading = Reading { read_from: position, next: position.get(), began };
+        }
+    }
+
+    /// Notes that everything before `position` has been read, whether it became events or not.
+    pub fn passed(&mut self, epoch: Epoch, position: u64) {
+        if let Some(reading) = self.partitions.get_mut(&epoch) {
+            reading.next = reading.next.max(position);
+        }
     }
 
     /// The last position given on a stream.
     pub fn last(&self, stream: &StreamName) -> Option<Position> {
         self.streams.get(stream).map(|state| state.last)
+    }
+
+    /// How the partition of an epoch has been read.
+    pub fn reading(&self, epoch: Epoch) -> Option<Reading> {
+        self.partitions.get(&epoch).copied()
+    }
+
+    /// Where each stream stands, and the epochs it has left: what a checkpoint keeps.
+    pub fn streams(&self) -> impl Iterator<Item = (&StreamName, Position, &[Epoch])> {
+        self.streams.iter().map(|(name, state)| (name, state.last, &*state.left))
+    }
+
+    /// How each partition has been read: what a checkpoint keeps.
+    pub fn partitions(&self) -> impl Iterator<Item = (Epoch, Reading)> {
+        self.partitions.iter().map(|(epoch, reading)| (*epoch, *reading))
+    }
+
+    /// Takes up what a checkpoint kept of a partition; nothing, if it is known already.
+    pub fn restore_partition(&mut self, epoch: Epoch, read_from: Sequence, next: u64) {
+        // Before any stream's last event.
+        self.partitions.entry(epoch).or_insert(Reading { read_from, next, began: 0 });
+    }
+
+    /// Takes up what a checkpoint kept of a stream; nothing, if it is known already.
+    pub fn restore_stream(&mut self, stream: StreamName, last: Position, mut left: Vec<Epoch>) {
+        left.truncate(LEFT_EPOCHS);
+        self.count = self.count.max(1);
+        let at_count = self.count;
+        self.streams.entry(stream).or_insert(StreamState { last, at_count, left });
     }
 }

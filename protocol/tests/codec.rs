@@ -8,7 +8,7 @@ use bytes::Bytes;
 use proptest::{prelude::*, sample::Index};
 use tickmesh_protocol::{
     Batch, Epoch, Event, Position, Previous, Sequence, SignedBatch, SigningKey, StreamName, Topic,
-    batch::{InvalidBatch, MAX_BATCH_EVENTS, SIGNATURE_BYTES},
+    batch::{InvalidBatch, MAX_BATCH_EVENTS, MAX_BATCH_HEADS, SIGNATURE_BYTES},
     codec::{
         CodecError, MAX_ENVELOPE_BYTES, MAX_HEAD_BYTES, VERSION, decode_head_reply, decode_head_request,
         encode_head_reply, encode_head_request,
@@ -38,7 +38,7 @@ fn stream() -> StreamName {
 
 fn batch_of(events: Vec<Event>) -> Batch {
     let topic = Topic::spanning(&events.first().map_or_else(stream, |event| event.stream.clone()));
-    Batch { publisher: KEY.publisher(), boot: 1, counter: 2, topic, events }
+    Batch { publisher: KEY.publisher(), boot: 1, counter: 2, topic, events, heads: Vec::new() }
 }
 
 /// A batch and its envelope, of one event of 200 bytes.
@@ -61,10 +61,16 @@ fn any_sequence() -> impl Strategy<Value = Sequence> {
         .prop_map(|number| Sequence::new(number).unwrap())
 }
 
+fn any_position() -> impl Strategy<Value = Position> {
+    (any::<u64>(), any_sequence())
+        .prop_map(|(epoch, sequence)| Position { epoch: Epoch::from_u64(epoch), sequence })
+}
+
 fn any_event(streams: Vec<StreamName>) -> impl Strategy<Value = Event> {
     let previous = prop_oneof![
         any_sequence().prop_map(Previous::At),
         any_sequence().prop_map(|read_from| Previous::Unknown { read_from }),
+        any_position().prop_map(|after| Previous::Reset { after }),
     ];
     (prop::sample::select(streams), any::<u64>(), any_sequence(), previous, any::<u64>(), ".{0,300}")
         .prop_map(|(stream, epoch, sequence, previous, engine_time_us, data)| Event {
@@ -84,14 +90,19 @@ fn any_batch() -> impl Strategy<Value = Batch> {
             let mut streams = vec![plain];
             streams.extend(variants.iter().map(|v| StreamName::new(&channel, &key, Some(v)).unwrap()));
             let topic = Topic::spanning(&streams[0]);
-            (Just(topic), any::<u64>(), any::<u64>(), prop::collection::vec(any_event(streams), 1..40))
+            let heads = (prop::sample::select(streams.clone()), any_position());
+            let heads = prop::collection::vec(heads, 0..20);
+            let events = prop::collection::vec(any_event(streams), 0..40);
+            (Just(topic), any::<u64>(), any::<u64>(), events, heads)
         })
-        .prop_map(|(topic, boot, counter, events)| Batch {
+        .prop_filter("neither events nor heads", |(_, _, _, events, heads)| events.len() + heads.len() > 0)
+        .prop_map(|(topic, boot, counter, events, heads)| Batch {
             publisher: KEY.publisher(),
             boot,
             counter,
             topic,
             events,
+            heads,
         })
 }
 
@@ -102,6 +113,15 @@ proptest! {
         prop_assert_eq!(signed.batch(), &batch);
         let opened = SignedBatch::open(signed.envelope().clone()).unwrap();
         prop_assert_eq!(&opened, &signed);
+        prop_assert_eq!(SignedBatch::open_page(signed.envelope().clone()), Err(InvalidBatch::Signature));
+    }
+
+    #[test]
+    fn a_page_is_no_batch(page in any_batch()) {
+        let signed = SignedBatch::sign_page(page.clone(), &KEY).unwrap();
+        let opened = SignedBatch::open_page(signed.envelope().clone()).unwrap();
+        prop_assert_eq!(opened.batch(), &page);
+        prop_assert_eq!(SignedBatch::open(signed.envelope().clone()), Err(InvalidBatch::Signature));
     }
 
     #[test]
@@ -172,8 +192,7 @@ proptest! {
 
 fn any_head() -> impl Strategy<Value = Head> {
     prop_oneof![
-        (any::<u64>(), any_sequence())
-            .prop_map(|(epoch, sequence)| Head::At(Position { epoch: Epoch::from_u64(epoch), sequence })),
+        any_position().prop_map(Head::At),
         Just(Head::Empty),
         Just(Head::UnknownChannel),
         Just(Head::Private),
@@ -192,6 +211,19 @@ fn event_count_is_bounded_when_signing() {
 }
 
 #[test]
+fn head_count_is_bounded() {
+    let at = Position { epoch: Epoch::from_u64(1), sequence: Sequence::ZERO };
+    let sign =
+        |heads| SignedBatch::sign(Batch { heads: vec![(stream(), at); heads], ..batch_of(Vec::new()) }, &KEY);
+    let full = sign(MAX_BATCH_HEADS).unwrap();
+    assert_eq!(SignedBatch::open(full.envelope().clone()).unwrap().batch().heads.len(), MAX_BATCH_HEADS);
+    assert_eq!(sign(MAX_BATCH_HEADS + 1), Err(CodecError::HeadCount(MAX_BATCH_HEADS + 1)));
+    let eth: StreamName = "trades.eth_usdt".parse().unwrap();
+    let foreign = Batch { heads: vec![(eth, at)], ..batch_of(Vec::new()) };
+    assert_eq!(SignedBatch::sign(foreign, &KEY), Err(CodecError::ForeignStream("trades.eth_usdt".into())));
+}
+
+#[test]
 fn event_count_is_bounded_when_opening() {
     let head = head_of_body();
     let event_bytes = single_event_bytes();
@@ -200,6 +232,7 @@ fn event_count_is_bounded_when_opening() {
         body.push(0xfb); // bincode: a 16-bit number follows
         body.extend_from_slice(&count.to_le_bytes());
         body.extend(event_bytes.iter().copied().cycle().take(event_bytes.len() * usize::from(count)));
+        body.push(0); // no heads
         body
     };
     let most = u16::try_from(MAX_BATCH_EVENTS).unwrap();
@@ -213,7 +246,8 @@ fn event_count_is_bounded_when_opening() {
 fn head_of_body() -> Vec<u8> {
     let one = SignedBatch::sign(batch_of(vec![event(&stream(), "1")]), &KEY).unwrap();
     let body = &one.envelope()[..one.envelope().len() - SIGNATURE_BYTES];
-    body[..body.len() - single_event_bytes().len() - 1].to_vec()
+    // The numbers of events and heads are a byte each.
+    body[..body.len() - single_event_bytes().len() - 2].to_vec()
 }
 
 /// What one more event adds to a batch.
@@ -223,7 +257,8 @@ fn single_event_bytes() -> Vec<u8> {
         signed.envelope()[..signed.envelope().len() - SIGNATURE_BYTES].to_vec()
     };
     let (one, two) = (body(1), body(2));
-    two[one.len()..].to_vec()
+    // The last byte is the number of heads.
+    two[one.len() - 1..two.len() - 1].to_vec()
 }
 
 #[test]
@@ -240,6 +275,7 @@ fn data_size_is_bounded() {
     body.push(0xfc); // bincode: a 32-bit number follows
     body.extend_from_slice(&u32::try_from(too_large).unwrap().to_le_bytes());
     body.resize(body.len() + too_large, b'1');
+    body.push(0); // no heads
     assert_eq!(SignedBatch::open(signed_body(&body)), Err(CodecError::DataTooLarge(too_large).into()));
 }
 
@@ -277,10 +313,10 @@ fn a_count_that_claims_more_memory_than_there_is_is_refused() {
 #[test]
 fn an_unknown_version_is_refused_by_name() {
     let mut envelope = signed().envelope().to_vec();
-    envelope[0] = 2;
+    envelope[0] = 1;
     let refused = SignedBatch::open(envelope.into()).unwrap_err();
-    assert_eq!(refused, InvalidBatch::Codec(CodecError::UnknownVersion(2)));
-    assert_eq!(refused.to_string(), "version 2 of the mesh protocol is not known here, only version 1");
+    assert_eq!(refused, InvalidBatch::Codec(CodecError::UnknownVersion(1)));
+    assert_eq!(refused.to_string(), "version 1 of the mesh protocol is not known here, only version 2");
     assert_eq!(decode_head_request(&[0]), Err(CodecError::UnknownVersion(0)));
     assert_eq!(decode_head_reply(&[255, 1]), Err(CodecError::UnknownVersion(255)));
 }

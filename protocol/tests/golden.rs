@@ -57,25 +57,41 @@ fn batch() -> Batch {
                 engine_time_us: 0,
                 data: Bytes::from_static(b"1"),
             },
+            Event {
+                stream: stream("trades.btc_usdt@raw"),
+                epoch: Epoch::from_u64(7),
+                sequence: sequence(0),
+                previous: Previous::Reset {
+                    after: Position { epoch: Epoch::from_u64(0), sequence: sequence(1000) },
+                },
+                engine_time_us: 1,
+                data: Bytes::from_static(b"2"),
+            },
         ],
+        heads: vec![(
+            stream("trades.btc_usdt"),
+            Position { epoch: Epoch::from_u64(300), sequence: sequence(MAX_SEQUENCE) },
+        )],
     }
 }
 
 const ENVELOPE: &str = "
-01ea4a6c63e29c520abef5507b132ec5f9954776aebebe7b92421eea691446d22cfdefcdab8967452301fa192f746963
-6b6d6573682f312f616c6c2f7472616465732f3632020f7472616465732e6274635f75736474fd1032547698badcfefb
+02ea4a6c63e29c520abef5507b132ec5f9954776aebebe7b92421eea691446d22cfdefcdab8967452301fa192f746963
+6b6d6573682f312f616c6c2f7472616465732f3632030f7472616465732e6274635f75736474fd1032547698badcfefb
 fb000103fd80a3a7b5772006001f7b227072696365223a2233363230302e35222c226e6f7465223a22c3a9227d0f7472
-616465732e6274635f7573647400fdffffffffffff1f0000fc00000100000131fdf6008548e07cb7a9ebd086f7de0770
-95e64a54837677b4b3df5558c26427e07a00b7346c8d54e042c601b390af1269a4f9e451e3199e785a43552c78ecb008
+616465732e6274635f7573647400fdffffffffffff1f0000fc00000100000131137472616465732e6274635f75736474
+4072617707000200fbe803010132010f7472616465732e6274635f75736474fb2c01fdffffffffffff1f0009dc016b0d
+36bc4e5ffb1a80511ddbf88d2e958fec779d87b20993f59fb951cc363b313e2ed3269d645ca42ce6a1e3c23922d4a6a5
+e832e55086fcb530e3b500
 ";
 
 const HEAD_REQUEST: &str = "
-01182f7469636b6d6573682f312f616c6c2f64657074682f3135021464657074682e6574685f75736474403130306d73
+02182f7469636b6d6573682f312f616c6c2f64657074682f3135021464657074682e6574685f75736474403130306d73
 0e64657074682e6574685f75736474
 ";
 
 const HEAD_REPLY: &str = "
-010400fd1032547698badcfefbfb00010203
+020400fd1032547698badcfefbfb00010203
 ";
 
 #[test]

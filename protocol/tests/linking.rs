@@ -39,26 +39,30 @@ fn event(epoch: u64, number: u64, previous: Previous) -> Event {
 struct SequencerModel {
     /// (stream, epoch, position) of each record that got a sequence, in order.
     given: Vec<(u8, u64, u64)>,
-    /// Where reading of each epoch began.
-    began: HashMap<u64, u64>,
+    /// Where reading of each epoch began, and how many records had been given by then.
+    began: HashMap<u64, (u64, usize)>,
 }
 
 impl SequencerModel {
     fn next(&mut self, stream: u8, epoch: u64, position: u64) -> Result<(Sequence, Previous), Unsequenced> {
         let number = Sequence::new(position)?;
-        let read_from = sequence(*self.began.entry(epoch).or_insert(position));
-        let mine = || self.given.iter().filter(|(s, _, _)| *s == stream);
+        let (read_from, began) = *self.began.entry(epoch).or_insert((position, self.given.len()));
+        let unknown = Previous::Unknown { read_from: sequence(read_from) };
+        let mine = || self.given.iter().enumerate().filter(|(_, (s, _, _))| *s == stream);
         let previous = match mine().next_back() {
-            Some(&(_, last_epoch, last)) if last_epoch == epoch => {
+            Some((_, &(_, last_epoch, last))) if last_epoch == epoch => {
                 if position <= last {
                     return Err(Unsequenced::Backward { position, last: sequence(last) });
                 }
-                Previous::At(sequence(last))
+                if last >= read_from { Previous::At(sequence(last)) } else { unknown }
             }
-            _ if mine().any(|(_, e, _)| *e == epoch) => {
+            Some(_) if mine().any(|(_, (_, e, _))| *e == epoch) => {
                 return Err(Unsequenced::LeftEpoch(Epoch::from_u64(epoch)));
             }
-            _ => Previous::Unknown { read_from },
+            Some((at, &(_, epoch, last))) if read_from == 0 || began <= at => Previous::Reset {
+                after: Position { epoch: Epoch::from_u64(epoch), sequence: sequence(last) },
+            },
+            _ => unknown,
         };
         self.given.push((stream, epoch, position));
         Ok((number, previous))
@@ -75,7 +79,7 @@ proptest! {
         let (mut sequencer, mut model) = (Sequencer::default(), SequencerModel::default());
         for (epoch, position) in begun {
             sequencer.begin(Epoch::from_u64(epoch), sequence(position));
-            model.began.insert(epoch, position);
+            model.began.insert(epoch, (position, 0));
         }
         for (key, epoch, position) in records {
             let name = StreamName::new("trades", &format!("coin{key}"), None).unwrap();
@@ -128,6 +132,10 @@ fn network(events: &[Event], picks: &[(Index, bool)]) -> Vec<Event> {
     arrived
 }
 
+fn position((epoch, number): (u64, u64)) -> Position {
+    Position { epoch: Epoch::from_u64(epoch), sequence: sequence(number) }
+}
+
 /// What a link knows, told by looking at everything it did.
 struct LinkModel {
     at: Option<(u64, u64)>,
@@ -145,7 +153,13 @@ impl LinkModel {
                     prop_assert_eq!(verdict, Verdict::Duplicate);
                     return Ok(());
                 }
-                prop_assert_eq!(verdict, Verdict::Reset { epoch: event.epoch });
+                // Only who knows what was before the new epoch begins it.
+                let follows = matches!(event.previous, Previous::Reset { after }
+                    if after.epoch.as_u64() == last_epoch && Some(after.sequence.get()) <= self.at.map(|at| at.1));
+                let after = self.at.map(position);
+                let expected =
+                    if follows { Verdict::Reset { epoch: event.epoch } } else { Verdict::Gap { after } };
+                prop_assert_eq!(verdict, expected);
                 self.left.insert(last_epoch);
             }
             Some((_, last)) if number <= last => {
@@ -157,13 +171,14 @@ impl LinkModel {
                 let gap = match event.previous {
                     Previous::At(_) => missing(last),
                     Previous::Unknown { read_from } => last + 1 < read_from.get(),
+                    Previous::Reset { .. } => true,
                 };
                 prop_assert!(gap || !missing(last), "a silent gap between {} and {}", last, number);
-                let after = Some(sequence(last));
+                let after = self.at.map(position);
                 prop_assert_eq!(verdict, if gap { Verdict::Gap { after } } else { Verdict::Next });
             }
             None => {
-                let gap = matches!(event.previous, Previous::At(_));
+                let gap = !matches!(event.previous, Previous::Unknown { .. });
                 prop_assert_eq!(verdict, if gap { Verdict::Gap { after: None } } else { Verdict::Next });
             }
         }
@@ -190,6 +205,9 @@ proptest! {
         let mut delivered: HashMap<Epoch, Vec<Sequence>> = HashMap::new();
         for event in network(&events, &picks) {
             let verdict = link.advance(&event);
+            if matches!(verdict, Verdict::Gap { .. }) {
+                link.jump(event.position());
+            }
             model.check(&log, &event, verdict)?;
             prop_assert_eq!(link.last().map(|p| (p.epoch.as_u64(), p.sequence.get())), model.at);
             if verdict != Verdict::Duplicate {
@@ -222,17 +240,40 @@ proptest! {
 #[test]
 fn a_link_tells_these_cases_apart() {
     let at = |number| Previous::At(sequence(number));
-    let mut link = Link::at(Some(Position { epoch: Epoch::from_u64(1), sequence: sequence(7) }));
+    let reset = |epoch, number| Previous::Reset { after: position((epoch, number)) };
+    let mut link = Link::at(Some(position((1, 7))));
     assert_eq!(link.advance(&event(1, 8, at(7))), Verdict::Next);
     assert_eq!(link.advance(&event(1, 8, at(7))), Verdict::Duplicate);
-    assert_eq!(link.advance(&event(1, 12, at(11))), Verdict::Gap { after: Some(sequence(8)) });
-    assert_eq!(link.advance(&event(1, 11, at(8))), Verdict::Duplicate, "delivered too late is not delivered");
-    assert_eq!(link.advance(&event(2, 3, at(1))), Verdict::Reset { epoch: Epoch::from_u64(2) });
-    assert_eq!(link.advance(&event(1, 13, at(12))), Verdict::Duplicate, "an epoch that was left");
+    assert_eq!(link.advance(&event(1, 12, at(11))), Verdict::Gap { after: Some(position((1, 8))) });
+    assert_eq!(link.advance(&event(1, 11, at(8))), Verdict::Next, "what is missing before it may still come");
+    assert_eq!(link.advance(&event(2, 3, at(1))), Verdict::Gap { after: Some(position((1, 11))) });
+    assert_eq!(link.advance(&event(2, 1, reset(1, 12))), Verdict::Gap { after: Some(position((1, 11))) });
+    assert_eq!(link.advance(&event(2, 1, reset(1, 11))), Verdict::Reset { epoch: Epoch::from_u64(2) });
+    assert_eq!(link.advance(&event(1, 12, at(11))), Verdict::Duplicate, "an epoch that was left");
+    assert_eq!(link.advance(&event(2, 9, reset(1, 11))), Verdict::Gap { after: Some(position((2, 1))) });
     // A publisher that began at the end of the log, just after what is known here.
-    assert_eq!(link.advance(&event(2, 9, Previous::Unknown { read_from: sequence(4) })), Verdict::Next);
+    assert_eq!(link.advance(&event(2, 9, Previous::Unknown { read_from: sequence(2) })), Verdict::Next);
     let later = Previous::Unknown { read_from: sequence(11) };
-    assert_eq!(link.advance(&event(2, 12, later)), Verdict::Gap { after: Some(sequence(9)) });
+    assert_eq!(link.advance(&event(2, 12, later)), Verdict::Gap { after: Some(position((2, 9))) });
+}
+
+#[test]
+fn a_skip_in_the_log_is_no_knowledge() {
+    let (one, two) = (Epoch::from_u64(1), Epoch::from_u64(2));
+    let mut sequencer = Sequencer::default();
+    sequencer.begin(one, sequence(0));
+    assert_eq!(sequencer.next(&stream(), one, 3).unwrap().1, Previous::Unknown { read_from: sequence(0) });
+    sequencer.begin(one, sequence(4));
+    assert_eq!(sequencer.next(&stream(), one, 5).unwrap().1, Previous::At(sequence(3)));
+    sequencer.passed(one, 8);
+    sequencer.begin(one, sequence(8));
+    assert_eq!(sequencer.next(&stream(), one, 9).unwrap().1, Previous::At(sequence(5)));
+    sequencer.begin(one, sequence(20));
+    assert_eq!(sequencer.next(&stream(), one, 22).unwrap().1, Previous::Unknown { read_from: sequence(20) });
+    assert_eq!(sequencer.next(&stream(), one, 23).unwrap().1, Previous::At(sequence(22)));
+    // The log was made anew while this peer was away, and is not read from its beginning.
+    sequencer.begin(two, sequence(2));
+    assert_eq!(sequencer.next(&stream(), two, 4).unwrap().1, Previous::Unknown { read_from: sequence(2) });
 }
 
 #[test]

@@ -67,7 +67,13 @@ impl Early {
         }
         let (_, (_, event)) = self.events.pop_first()?;
         self.bytes -= event.data.len();
-        let verdict = link.advance(&event);
+        let mut verdict = link.advance(&event);
+        if let Verdict::Gap { after } = verdict {
+            link.jump(event.position());
+            if after.is_some_and(|after| after.epoch != event.epoch) {
+                verdict = Verdict::Reset { epoch: event.epoch };
+            }
+        }
         Some((event, verdict))
     }
 }

@@ -334,7 +334,8 @@ mod tests {
     fn another_epoch_is_told() {
         let mut state = joining();
         state.go_live(Some(at(5)));
-        let next = Event { epoch: Epoch::from_u64(2), ..event(1) };
+        let next =
+            Event { epoch: Epoch::from_u64(2), previous: Previous::Reset { after: at(5) }, ..event(1) };
         assert_eq!(receive(&mut state, &next), Received::DeliverAfterReset(Epoch::from_u64(2)));
         assert_eq!(
             receive(&mut state, &event(6)),
@@ -390,7 +391,7 @@ mod tests {
     #[test]
     fn a_new_epoch_lets_the_waiting_go_first() {
         let (mut state, now) = (live(1), Instant::now());
-        let new = Event { epoch: Epoch::from_u64(2), ..event(1) };
+        let new = Event { epoch: Epoch::from_u64(2), previous: Previous::Reset { after: at(5) }, ..event(1) };
         assert_eq!(state.receive(&event(5), now), Received::Early);
         assert!(!state.leaves_epoch(&event(6)) && state.leaves_epoch(&new));
         assert_eq!(early(&mut state, now, true), [(5, Received::DeliverAfterGap)]);

@@ -84,6 +84,7 @@ mod tests {
             counter,
             topic: Topic::spanning(&stream),
             events: vec![event],
+            heads: Vec::new(),
         };
         SignedBatch::sign(batch, &key).unwrap()
     }

@@ -190,7 +190,14 @@ impl Publisher {
         if state.unpublished.is_empty() {
             self.waiting.remove(topic);
         }
-        Some(Batch { publisher: self.me, boot: self.boot, counter, topic: topic.clone(), events })
+        Some(Batch {
+            publisher: self.me,
+            boot: self.boot,
+            counter,
+            topic: topic.clone(),
+            events,
+            heads: Vec::new(),
+        })
     }
 
     fn rank_again(&mut self) {

@@ -227,6 +227,7 @@ impl Edge {
             counter: self.counter.fetch_add(1, Ordering::Relaxed),
             topic: Topic::spanning(&stream),
             events,
+            heads: Vec::new(),
         };
         let batch = Arc::new(SignedBatch::sign(batch, &key).unwrap());
         within("the hub to take a batch", self.batches.send(batch)).await.unwrap();

@@ -292,6 +292,7 @@ pub fn batch(identity: &Identity, boot: u64, counter: u64, stream: &StreamName, 
         counter,
         topic: Topic::spanning(stream),
         events: vec![event],
+        heads: Vec::new(),
     }
 }
 

@@ -24,7 +24,14 @@ fn batch(key: &SigningKey, boot: u64, counter: u64) -> Batch {
         engine_time_us: 1,
         data: Bytes::from_static(b"{\"price\":\"1\"}"),
     };
-    Batch { publisher: key.publisher(), boot, counter, topic: topic(), events: vec![event] }
+    Batch {
+        publisher: key.publisher(),
+        boot,
+        counter,
+        topic: topic(),
+        events: vec![event],
+        heads: Vec::new(),
+    }
 }
 
 fn envelope(key: &SigningKey, boot: u64, counter: u64) -> Bytes {
