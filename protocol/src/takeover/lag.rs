@@ -23,7 +23,7 @@ impl Lag {
         }
         self.next = (self.next + 1) % SAMPLES;
         // The largest but one of 128. Looked for rarely, and at once when it grows.
-        if self.next % 16 == 0 || lag > self.p99 {
+        if self.next.is_multiple_of(16) || lag > self.p99 {
             let largest = |most: (u32, u32), &lag: &u32| {
                 if lag > most.0 { (lag, most.0) } else { (most.0, most.1.max(lag)) }
             };
