@@ -1,13 +1,16 @@
 //! What the stages hand one another where both sides must know the type. Stages import this and `protocol`, never one
 //! another; [`crate::app`] connects them.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use tickmesh_protocol::{
-    PublisherKey, SignedBatch,
+    Position, PublisherKey, SignedBatch, StreamName, Topic,
+    feed::{FeedEnd, Status},
     head::{HeadReply, HeadRequest},
 };
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 /// What the mesh tells an ingest peer.
 #[derive(Debug)]
@@ -19,6 +22,65 @@ pub enum IngestInput {
     Head { request: HeadRequest, answer: oneshot::Sender<HeadReply> },
     /// A configured publisher got connected.
     PublisherUp(PublisherKey),
+    /// What a connected publisher says of itself: always after its [`Self::PublisherUp`] and before the
+    /// [`Self::PublisherDown`] that ends it. The latest; older ones may be left out.
+    Status(PublisherKey, Status),
     /// The last connection to it closed.
     PublisherDown(PublisherKey),
 }
+
+/// About how many bytes one [`FeedStore::next`] gives: what each of a thousand feeds may hold in memory while its reader
+/// is slow, and what goes over a connection at once while gossip waits.
+pub const PAGE_BYTES: usize = 128 * 1024;
+
+/// Where feeds come from: the history of an ingest peer. Many feeds call it at once.
+pub trait FeedStore: Send + Sync + 'static {
+    /// What comes next on a feed: pages of about [`PAGE_BYTES`] together, signed as pages, and the cursor moved behind
+    /// them. It should not wait for a log: where that is read, it gives nothing, `at_head` false, and is called again
+    /// after [`Self::changed`].
+    fn next<'a>(&'a self, cursor: &'a mut FeedCursor) -> BoxFuture<'a, Result<FeedStep, Refusal>>;
+
+    /// Resolves when [`Self::next`] may have something new for a topic: new events, or what was read from a log. What
+    /// comes about after this *call* counts, even if the future has not been polled by then, so that nothing is missed
+    /// between `next` and waiting.
+    fn changed(&self, topic: &Topic) -> BoxFuture<'_, ()>;
+
+    /// What this peer says of itself.
+    fn status(&self) -> watch::Receiver<Status>;
+
+    /// The state of a source, as bytes for a peer that starts; `None` if there is no such source, or it is not warm.
+    fn state(&self, source: &str) -> BoxFuture<'_, Option<Bytes>>;
+}
+
+/// How far a feed has got.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FeedCursor {
+    pub topic: Topic,
+    /// Those that were asked for; with `all`, the store adds the others of the topic as it meets them.
+    pub streams: Vec<CursorStream>,
+    /// All streams of the topic, those not named from the oldest there is.
+    pub all: bool,
+}
+
+/// How far a feed has got on one stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CursorStream {
+    pub name: StreamName,
+    /// The last event that was served, or where the reader stood; `None`: nothing yet, begin with the oldest.
+    pub after: Option<Position>,
+    /// Set by the store: refused, for good; or complete whenever it is at the head.
+    pub end: Option<FeedEnd>,
+}
+
+/// What one call of [`FeedStore::next`] gives.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FeedStep {
+    pub pages: Vec<SignedBatch>,
+    /// Behind these pages there is nothing more now. Every stream of the cursor has its `end`.
+    pub at_head: bool,
+}
+
+/// Why a feed is not served, in words for the one who asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Refusal(pub Cow<'static, str>);

@@ -5,7 +5,9 @@
 //! an unknown version is refused by name.
 //!
 //! A batch on the wire: version byte, bincode of the batch, 64 bytes of Ed25519 signature. A question and an answer
-//! about heads: version byte, bincode.
+//! about heads, a request and a frame of a feed: version byte, bincode.
+
+mod feed;
 
 use bincode::{BorrowDecode, Encode, config};
 use bytes::Bytes;
@@ -14,10 +16,16 @@ use crate::{
     Batch, Epoch, Event, Position, Previous, PublisherKey, Sequence, StreamName, Topic,
     batch::{MAX_BATCH_EVENTS, MAX_BATCH_HEADS, SIGNATURE_BYTES},
     event::MAX_EVENT_DATA_BYTES,
+    feed::MAX_STATUS_SOURCES,
     head::{Head, HeadReply, HeadRequest, MAX_HEAD_STREAMS},
     position::SequenceTooLarge,
     stream::InvalidStreamName,
     topic::InvalidTopic,
+};
+
+pub use feed::{
+    MAX_FEED_FRAME_BYTES, MAX_FEED_REQUEST_BYTES, decode_feed_frame, decode_feed_request, encode_feed_frame,
+    encode_feed_request,
 };
 
 /// The version this code writes, and the only one it reads.
@@ -62,6 +70,12 @@ pub enum CodecError {
     ForeignStream(String),
     #[error("{0} streams asked about; at most {MAX_HEAD_STREAMS} at once")]
     StreamCount(usize),
+    #[error("stream {0} is named twice")]
+    RepeatedStream(String),
+    #[error("{0} sources in one status; at most {MAX_STATUS_SOURCES}")]
+    SourceCount(usize),
+    #[error("a {what} of {bytes} bytes; at most {limit}")]
+    TextTooLong { what: &'static str, bytes: usize, limit: usize },
     #[error(transparent)]
     Topic(#[from] InvalidTopic),
     #[error(transparent)]

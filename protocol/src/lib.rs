@@ -10,6 +10,7 @@
 //! | [`batch`] | [`Batch`], what a publisher signs and sends at once |
 //! | [`codec`] | the bytes on the mesh; the only module that knows bincode |
 //! | [`head`] | the question "where does this stream stand", asked by an edge that joins |
+//! | [`feed`] | what a peer asks another for, in order and without loss |
 //! | [`client`] | the JSON frames between an edge and its clients |
 //! | [`sequencer`] | log positions → sequence and `previous` |
 //! | [`link`] | received events → deliver, duplicate, gap, reset |
@@ -23,6 +24,7 @@ pub mod batch;
 pub mod client;
 pub mod codec;
 pub mod event;
+pub mod feed;
 pub mod fetching;
 pub mod head;
 pub mod link;

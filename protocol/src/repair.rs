@@ -26,6 +26,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 
+pub use crate::feed::FeedEnd;
 use crate::{
     Epoch, Event, Moment, Position, Sequence,
     link::{Link, Verdict},
@@ -92,15 +93,6 @@ pub enum Way {
     Gossip,
     /// By a feed that was asked for what follows the stream's position.
     Feed,
-}
-
-/// How a feed of one stream ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FeedEnd {
-    /// Everything after the position asked for was served, up to the server's head (none: it knows of no event).
-    Complete { head: Option<Position> },
-    /// The server no longer has, or never had, what follows the position; its oldest event is this.
-    Refused { oldest: Option<Position> },
 }
 
 /// How a fetch ended.

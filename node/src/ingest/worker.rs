@@ -228,6 +228,8 @@ impl Worker {
                 self.core.publisher.publisher_up(publisher);
                 self.core.note_leading();
             }
+            // Ranks are still by connection alone.
+            IngestInput::Status(..) => {}
             IngestInput::PublisherDown(publisher) => {
                 self.core.publisher.publisher_down(publisher);
                 self.core.note_leading();

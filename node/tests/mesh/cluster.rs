@@ -16,6 +16,7 @@ use tickmesh::{
 };
 use tickmesh_protocol::{
     Batch, Epoch, Event, Position, Previous, PublisherKey, Sequence, SignedBatch, StreamName, Topic,
+    feed::Status,
     head::{Head, HeadReply, HeadRequest},
 };
 use tokio::{
@@ -207,6 +208,8 @@ pub struct Heard {
     pub batches: Vec<Arc<SignedBatch>>,
     /// Publishers that came (true) and went.
     pub publishers: Vec<(PublisherKey, bool)>,
+    /// What publishers said of themselves.
+    pub statuses: Vec<(PublisherKey, Status)>,
 }
 
 pub fn epoch() -> Epoch {
@@ -229,6 +232,9 @@ impl Ingest {
                 match input {
                     IngestInput::Batch(batch) => this.heard.lock().unwrap().batches.push(batch),
                     IngestInput::PublisherUp(key) => this.heard.lock().unwrap().publishers.push((key, true)),
+                    IngestInput::Status(key, status) => {
+                        this.heard.lock().unwrap().statuses.push((key, status));
+                    }
                     IngestInput::PublisherDown(key) => {
                         this.heard.lock().unwrap().publishers.push((key, false));
                     }

@@ -1,0 +1,282 @@
+//! The bytes of feeds: version byte, bincode. A page keeps the bytes that its publisher signed, inside the frame.
+
+use std::collections::HashSet;
+
+use bincode::{BorrowDecode, Encode};
+use bytes::Bytes;
+
+use super::{CodecError, MAX_ENVELOPE_BYTES, check_size, decode, encode, position_of};
+use crate::{
+    Position, SignedBatch, StreamName, Topic,
+    batch::InvalidBatch,
+    feed::{
+        FeedEnd, FeedFrame, FeedRequest, MAX_FEED_STREAMS, MAX_REASON_BYTES, MAX_SOURCE_NAME_BYTES,
+        MAX_STATE_CHUNK_BYTES, MAX_STATUS_SOURCES, SourceStatus, Status,
+    },
+    topic::MAX_REGION_BYTES,
+};
+
+/// Largest request: [`MAX_FEED_STREAMS`] of the longest names, each with a position of 18 bytes.
+pub const MAX_FEED_REQUEST_BYTES: usize = 160 * 1024;
+
+/// Largest frame: the largest page, the version byte, and what says that it is a page and how long. All other frames are
+/// smaller.
+pub const MAX_FEED_FRAME_BYTES: usize = MAX_ENVELOPE_BYTES + 16;
+
+#[derive(Encode, BorrowDecode)]
+enum WireRequest<'a> {
+    Streams { topic: &'a str, after: Vec<(&'a str, Option<WirePosition>)>, live: bool },
+    Topic { topic: &'a str, after: Vec<(&'a str, WirePosition)>, live: bool },
+    Status,
+    State { source: &'a str },
+}
+
+#[derive(Clone, Copy, Encode, BorrowDecode)]
+struct WirePosition {
+    epoch: u64,
+    sequence: u64,
+}
+
+#[derive(Encode, BorrowDecode)]
+enum WireFrame<'a> {
+    Page(&'a [u8]),
+    End { streams: Vec<(&'a str, WireEnd)> },
+    Status { boot: u64, region: &'a str, sources: Vec<WireSource<'a>>, lag_us: u64 },
+    State { chunk: &'a [u8], last: bool },
+    Refused { reason: &'a str },
+    Working,
+}
+
+#[derive(Encode, BorrowDecode)]
+enum WireEnd {
+    Complete { head: Option<WirePosition> },
+    Refused { oldest: Option<WirePosition> },
+}
+
+#[derive(Encode, BorrowDecode)]
+struct WireSource<'a> {
+    name: &'a str,
+    warm: bool,
+    lag: u64,
+}
+
+impl From<Position> for WirePosition {
+    fn from(position: Position) -> Self {
+        Self { epoch: position.epoch.as_u64(), sequence: position.sequence.get() }
+    }
+}
+
+impl TryFrom<WirePosition> for Position {
+    type Error = CodecError;
+
+    fn try_from(wire: WirePosition) -> Result<Self, CodecError> {
+        position_of(wire.epoch, wire.sequence)
+    }
+}
+
+/// Encodes a request.
+///
+/// # Errors
+/// If it breaks one of its limits.
+pub fn encode_feed_request(request: &FeedRequest) -> Result<Vec<u8>, CodecError> {
+    check_request(request)?;
+    let topic = request.topic().map(Topic::to_string).unwrap_or_default();
+    encode(&match request {
+        FeedRequest::Streams { after, live, .. } => WireRequest::Streams {
+            topic: &topic,
+            after: after.iter().map(|(stream, at)| (stream.as_str(), at.map(WirePosition::from))).collect(),
+            live: *live,
+        },
+        FeedRequest::Topic { after, live, .. } => WireRequest::Topic {
+            topic: &topic,
+            after: after.iter().map(|(stream, at)| (stream.as_str(), (*at).into())).collect(),
+            live: *live,
+        },
+        FeedRequest::Status => WireRequest::Status,
+        FeedRequest::State { source } => WireRequest::State { source },
+    })
+}
+
+/// Decodes a request.
+///
+/// # Errors
+/// If the bytes are none, or break one of its limits.
+pub fn decode_feed_request(bytes: &[u8]) -> Result<FeedRequest, CodecError> {
+    check_size(bytes.len(), MAX_FEED_REQUEST_BYTES)?;
+    let request = match decode(bytes)? {
+        WireRequest::Streams { topic, after, live } => FeedRequest::Streams {
+            topic: topic.parse()?,
+            after: each(after, |at| at.map(Position::try_from).transpose())?,
+            live,
+        },
+        WireRequest::Topic { topic, after, live } => {
+            FeedRequest::Topic { topic: topic.parse()?, after: each(after, Position::try_from)?, live }
+        }
+        WireRequest::Status => FeedRequest::Status,
+        WireRequest::State { source } => FeedRequest::State { source: source.to_owned() },
+    };
+    check_request(&request)?;
+    Ok(request)
+}
+
+fn check_request(request: &FeedRequest) -> Result<(), CodecError> {
+    match request {
+        FeedRequest::Streams { topic, after, .. } => {
+            check_streams(topic, 1, after.iter().map(|(stream, _)| stream))
+        }
+        FeedRequest::Topic { topic, after, .. } => {
+            check_streams(topic, 0, after.iter().map(|(stream, _)| stream))
+        }
+        FeedRequest::Status => Ok(()),
+        FeedRequest::State { source } => check_text("name of a source", source, MAX_SOURCE_NAME_BYTES),
+    }
+}
+
+fn check_streams<'a>(
+    topic: &Topic,
+    least: usize,
+    streams: impl ExactSizeIterator<Item = &'a StreamName>,
+) -> Result<(), CodecError> {
+    let count = streams.len();
+    if !(least..=MAX_FEED_STREAMS).contains(&count) {
+        return Err(CodecError::StreamCount(count));
+    }
+    let mut seen = HashSet::with_capacity(count);
+    for stream in streams {
+        if !topic.carries(stream) {
+            return Err(CodecError::ForeignStream(stream.to_string()));
+        }
+        if !seen.insert(stream) {
+            return Err(CodecError::RepeatedStream(stream.to_string()));
+        }
+    }
+    Ok(())
+}
+
+/// Encodes a frame.
+///
+/// # Errors
+/// If it breaks one of its limits.
+pub fn encode_feed_frame(frame: &FeedFrame) -> Result<Vec<u8>, CodecError> {
+    let bytes = encode(&match frame {
+        FeedFrame::Page(page) => WireFrame::Page(page.envelope()),
+        FeedFrame::End { streams } => {
+            check_end(streams.len())?;
+            WireFrame::End {
+                streams: streams.iter().map(|(stream, end)| (stream.as_str(), end.into())).collect(),
+            }
+        }
+        FeedFrame::Status(status) => {
+            check_status(status)?;
+            WireFrame::Status {
+                boot: status.boot,
+                region: &status.region,
+                sources: status.sources.iter().map(WireSource::from).collect(),
+                lag_us: status.lag_us,
+            }
+        }
+        FeedFrame::State { chunk, last } => {
+            check_size(chunk.len(), MAX_STATE_CHUNK_BYTES)?;
+            WireFrame::State { chunk, last: *last }
+        }
+        FeedFrame::Refused { reason } => {
+            check_text("reason", reason, MAX_REASON_BYTES)?;
+            WireFrame::Refused { reason }
+        }
+        FeedFrame::Working => WireFrame::Working,
+    })?;
+    check_size(bytes.len(), MAX_FEED_FRAME_BYTES)?;
+    Ok(bytes)
+}
+
+/// Decodes a frame; of a page also the signature is verified. Whether its publisher is one to be believed is not asked
+/// here. Pages and chunks share the memory of `bytes`.
+///
+/// # Errors
+/// If the bytes are no frame, break one of its limits, or hold a page that its publisher did not sign.
+pub fn decode_feed_frame(bytes: &Bytes) -> Result<FeedFrame, InvalidBatch> {
+    check_size(bytes.len(), MAX_FEED_FRAME_BYTES)?;
+    Ok(match decode(bytes)? {
+        WireFrame::Page(envelope) => FeedFrame::Page(SignedBatch::open_page(bytes.slice_ref(envelope))?),
+        WireFrame::End { streams } => {
+            check_end(streams.len())?;
+            FeedFrame::End { streams: each(streams, FeedEnd::try_from)? }
+        }
+        WireFrame::Status { boot, region, sources, lag_us } => {
+            let status = Status {
+                boot,
+                region: region.to_owned(),
+                sources: sources.into_iter().map(SourceStatus::from).collect(),
+                lag_us,
+            };
+            check_status(&status)?;
+            FeedFrame::Status(status)
+        }
+        WireFrame::State { chunk, last } => {
+            check_size(chunk.len(), MAX_STATE_CHUNK_BYTES)?;
+            FeedFrame::State { chunk: bytes.slice_ref(chunk), last }
+        }
+        WireFrame::Refused { reason } => {
+            check_text("reason", reason, MAX_REASON_BYTES)?;
+            FeedFrame::Refused { reason: reason.to_owned() }
+        }
+        WireFrame::Working => FeedFrame::Working,
+    })
+}
+
+impl From<&FeedEnd> for WireEnd {
+    fn from(end: &FeedEnd) -> Self {
+        match end {
+            FeedEnd::Complete { head } => Self::Complete { head: head.map(WirePosition::from) },
+            FeedEnd::Refused { oldest } => Self::Refused { oldest: oldest.map(WirePosition::from) },
+        }
+    }
+}
+
+impl TryFrom<WireEnd> for FeedEnd {
+    type Error = CodecError;
+
+    fn try_from(wire: WireEnd) -> Result<Self, CodecError> {
+        let position = |at: Option<WirePosition>| at.map(Position::try_from).transpose();
+        Ok(match wire {
+            WireEnd::Complete { head } => Self::Complete { head: position(head)? },
+            WireEnd::Refused { oldest } => Self::Refused { oldest: position(oldest)? },
+        })
+    }
+}
+
+impl<'a> From<&'a SourceStatus> for WireSource<'a> {
+    fn from(source: &'a SourceStatus) -> Self {
+        Self { name: &source.name, warm: source.warm, lag: source.lag }
+    }
+}
+
+impl From<WireSource<'_>> for SourceStatus {
+    fn from(wire: WireSource<'_>) -> Self {
+        Self { name: wire.name.to_owned(), warm: wire.warm, lag: wire.lag }
+    }
+}
+
+/// Streams with something each.
+fn each<W, T>(
+    wire: Vec<(&str, W)>,
+    read: impl Fn(W) -> Result<T, CodecError>,
+) -> Result<Vec<(StreamName, T)>, CodecError> {
+    wire.into_iter().map(|(stream, of)| Ok((stream.parse()?, read(of)?))).collect()
+}
+
+fn check_end(count: usize) -> Result<(), CodecError> {
+    if count <= MAX_FEED_STREAMS { Ok(()) } else { Err(CodecError::StreamCount(count)) }
+}
+
+fn check_status(status: &Status) -> Result<(), CodecError> {
+    check_text("region", &status.region, MAX_REGION_BYTES)?;
+    if status.sources.len() > MAX_STATUS_SOURCES {
+        return Err(CodecError::SourceCount(status.sources.len()));
+    }
+    status.sources.iter().try_for_each(|of| check_text("name of a source", &of.name, MAX_SOURCE_NAME_BYTES))
+}
+
+fn check_text(what: &'static str, text: &str, limit: usize) -> Result<(), CodecError> {
+    if text.len() <= limit { Ok(()) } else { Err(CodecError::TextTooLong { what, bytes: text.len(), limit }) }
+}

@@ -1,0 +1,154 @@
+//! Feeds: what a peer asks another for over a stream of its own, and the frames it is answered with.
+//!
+//! Gossip loses; a feed does not. It is ordered, resumable by position and flow-controlled: the one who asks reads as fast
+//! as it likes. One request, then frames:
+//!
+//! ```text
+//! edge   ─> Streams { trades/62, after: [(trades.btc_usdt, 7)], live: false }
+//! ingest <─ Page [8, 9, 12]
+//! ingest <─ End  [(trades.btc_usdt, Complete { head: 12 })]
+//! ```
+//!
+//! A page is signed by the publisher that serves it, so what is in it may be believed. What [`FeedFrame::End`] and
+//! [`FeedFrame::Status`] claim is not signed: it decides what is asked next, never what a client is told.
+
+use bytes::Bytes;
+
+use crate::{Position, SignedBatch, StreamName, Topic};
+
+/// Most streams that one request names, and one [`FeedFrame::End`] answers for: what an edge of some thousand clients
+/// misses of one topic after a long pause.
+pub const MAX_FEED_STREAMS: usize = 1024;
+
+/// Longest name of a source, in bytes: as in its configuration.
+pub const MAX_SOURCE_NAME_BYTES: usize = 64;
+
+/// Most sources in a [`Status`]: logs that one peer reads. A handful is usual.
+pub const MAX_STATUS_SOURCES: usize = 256;
+
+/// Most bytes of state in one frame, so that what else goes over the connection does not wait long.
+pub const MAX_STATE_CHUNK_BYTES: usize = 128 * 1024;
+
+/// Most bytes of a source's whole state: two million streams at the usual hundred bytes.
+pub const MAX_STATE_BYTES: usize = 256 * 1024 * 1024;
+
+/// Longest reason of a refusal, in bytes. It goes into a log line.
+pub const MAX_REASON_BYTES: usize = 256;
+
+/// What a peer asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FeedRequest {
+    /// Events of some streams of a topic, after the positions; `None`: from the oldest there is.
+    Streams {
+        topic: Topic,
+        /// 1 to [`MAX_FEED_STREAMS`], each once, all of the topic.
+        after: Vec<(StreamName, Option<Position>)>,
+        /// Go on for ever; otherwise until the server's head.
+        live: bool,
+    },
+    /// Events of all streams of a topic; those not named from the oldest there is.
+    Topic {
+        topic: Topic,
+        /// At most [`MAX_FEED_STREAMS`], each once, all of the topic.
+        after: Vec<(StreamName, Position)>,
+        live: bool,
+    },
+    /// What this ingest peer is and how far: at once, then whenever it changes, and twice a second. Only for publishers.
+    Status,
+    /// The state of a source, to start from. Only for publishers.
+    State {
+        /// At most [`MAX_SOURCE_NAME_BYTES`].
+        source: String,
+    },
+}
+
+/// One frame of the answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FeedFrame {
+    /// Signed as a page, see [`SignedBatch::sign_page`].
+    Page(SignedBatch),
+    /// How it ended for each stream that the request named. The last frame, unless the feed is live: then it names only
+    /// streams that were refused, as soon as they are, and the feed goes on with the others.
+    End {
+        streams: Vec<(StreamName, FeedEnd)>,
+    },
+    Status(Status),
+    /// A part of what [`FeedRequest::State`] asked for, at most [`MAX_STATE_CHUNK_BYTES`].
+    State {
+        chunk: Bytes,
+        last: bool,
+    },
+    /// Nothing (more) will come, and why, in words: busy, warming, private. The last frame.
+    Refused {
+        reason: String,
+    },
+    /// There is nothing to send yet, but the server is at it: it reads the log, or others are served first.
+    Working,
+}
+
+/// How a feed ended for one stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FeedEnd {
+    /// Everything after the position asked for was served, up to the server's head; `None`: it knows no event.
+    Complete { head: Option<Position> },
+    /// The server no longer has, or never had, what follows the position; its oldest event is this.
+    Refused { oldest: Option<Position> },
+}
+
+/// What an ingest peer says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// Of this start of the process, as in its batches.
+    pub boot: u64,
+    /// At most [`crate::topic::MAX_REGION_BYTES`].
+    pub region: String,
+    /// At most [`MAX_STATUS_SOURCES`].
+    pub sources: Vec<SourceStatus>,
+    /// How late its own loop runs: the 99th percentile of the last seconds, in microseconds.
+    pub lag_us: u64,
+}
+
+/// What an ingest peer says of one source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceStatus {
+    /// At most [`MAX_SOURCE_NAME_BYTES`].
+    pub name: String,
+    /// It has read the log to its end once, and may lead.
+    pub warm: bool,
+    /// Records behind the end of the log.
+    pub lag: u64,
+}
+
+impl FeedRequest {
+    /// The topic of a request for events.
+    pub fn topic(&self) -> Option<&Topic> {
+        match self {
+            Self::Streams { topic, .. } | Self::Topic { topic, .. } => Some(topic),
+            Self::Status | Self::State { .. } => None,
+        }
+    }
+
+    /// Whether the feed goes on until one side ends it.
+    pub fn is_live(&self) -> bool {
+        match self {
+            Self::Streams { live, .. } | Self::Topic { live, .. } => *live,
+            Self::Status => true,
+            Self::State { .. } => false,
+        }
+    }
+}
+
+impl FeedFrame {
+    /// A refusal; a longer reason is cut.
+    pub fn refused(reason: impl Into<String>) -> Self {
+        let mut reason: String = reason.into();
+        if reason.len() > MAX_REASON_BYTES {
+            let mut end = MAX_REASON_BYTES;
+            while !reason.is_char_boundary(end) {
+                end -= 1;
+            }
+            reason.truncate(end);
+        }
+        Self::Refused { reason }
+    }
+}
