@@ -2,7 +2,7 @@
 //! the bus and the feeds bring, and hands the outputs to its clients.
 
 use tickmesh_protocol::{
-    Event,
+    Event, rank,
     repair::{Output, Received, Repair, Way},
 };
 
@@ -313,7 +313,8 @@ impl World<'_> {
     /// Asks who is next about streams that are being joined; gives up what took too long.
     fn ask_heads(&mut self, id: Id) {
         let now = self.now;
-        let ids: Vec<Id> = self.ingest_ids().collect();
+        let keys: Vec<_> = self.ingest_ids().map(ingest::key).collect();
+        let (topics, topic_of) = (self.names.topics.clone(), self.names.topic_of.clone());
         loop {
             let Some(edge) = self.edge(id) else { return };
             let due = |question: &Question| question.next_at.min(question.ends_at) <= now;
@@ -325,8 +326,12 @@ impl World<'_> {
             }
             let connected = edge.connected.clone();
             let question = &mut edge.questions[at];
-            let untried = |id: &&Id| connected[**id] && !question.asked.contains(id);
-            let Some(server) = ids.iter().find(untried).copied() else {
+            // The best ranked first: most likely it leads.
+            let topic = &topics[topic_of[question.stream]];
+            let mut order =
+                rank::ranked(topic, keys.iter().copied()).into_iter().map(|key| ingest::peer_of(&key));
+            let untried = |id: &Id| connected[*id] && !question.asked.contains(id);
+            let Some(server) = order.find(untried) else {
                 question.asked.clear();
                 question.with = None;
                 question.next_at = now + RETRY_AFTER;
