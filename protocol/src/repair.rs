@@ -277,12 +277,7 @@ impl Repair {
     /// Somebody says that the stream stands at `head`. If that is further than here, it will be fetched.
     pub fn claimed(&mut self, head: Position, now: Moment) {
         let State::Live { link, hole } = &mut self.state else { return };
-        let newer = match link.last() {
-            None => true,
-            Some(last) if last.epoch == head.epoch => head.sequence > last.sequence,
-            Some(_) => !link.has_left(head.epoch),
-        };
-        if newer {
+        if is_newer(link, head) {
             hole.get_or_insert_with(|| Box::new(Hole::new(now))).claim(head);
         }
     }
@@ -341,6 +336,15 @@ impl Repair {
     }
 }
 
+/// Whether a position is one that the stream has not come to.
+fn is_newer(link: &Link, position: Position) -> bool {
+    match link.last() {
+        None => true,
+        Some(last) if last.epoch == position.epoch => position.sequence > last.sequence,
+        Some(_) => !link.has_left(position.epoch),
+    }
+}
+
 /// Puts out an event that follows.
 fn deliver(link: &mut Link, event: Event, verdict: Verdict, outputs: &mut Vec<Output>) {
     link.jump(event.position());
@@ -387,12 +391,7 @@ impl Hole {
     fn progress(&mut self, link: &mut Link, outputs: &mut Vec<Output>) {
         (self.barren, self.refusals, self.failures) = (0, 0, 0);
         self.held.release(link, outputs);
-        let reached = |claimed: &Position| match link.last() {
-            None => false,
-            Some(last) if last.epoch == claimed.epoch => claimed.sequence <= last.sequence,
-            Some(_) => link.has_left(claimed.epoch),
-        };
-        if self.claimed.as_ref().is_none_or(reached) {
+        if self.claimed.is_none_or(|claimed| !is_newer(link, claimed)) {
             self.claimed = None;
             self.dropped = false;
         }
@@ -404,7 +403,6 @@ impl Hole {
     }
 
     fn ended(&mut self, end: Fetched, link: &mut Link, now: Moment, outputs: &mut Vec<Output>) {
-        // Who refuses knows of something newer, or of nothing at all.
         self.suspected &= end == Fetched::Failed;
         match end {
             Fetched::Failed => {
@@ -425,6 +423,10 @@ impl Hole {
             Fetched::Ended(FeedEnd::Refused { oldest }) => {
                 self.refusals += 1;
                 self.fetch = FetchState::Due(now + pause(self.refusals + 2));
+                // Who refuses has something newer.
+                if let Some(oldest) = oldest.filter(|oldest| is_newer(link, *oldest)) {
+                    self.claim(oldest);
+                }
                 if self.refusals >= REFUSALS {
                     self.refused(oldest, link, now, outputs);
                 }
@@ -451,12 +453,7 @@ impl Hole {
 
     /// Everybody refused: the hole is lost.
     fn refused(&mut self, oldest: Option<Position>, link: &mut Link, now: Moment, outputs: &mut Vec<Output>) {
-        let newer = |oldest: Position| match link.last() {
-            Some(last) if last.epoch == oldest.epoch => oldest.sequence > last.sequence,
-            Some(_) => !link.has_left(oldest.epoch),
-            None => true,
-        };
-        if let Some(oldest) = oldest.filter(|oldest| newer(*oldest)) {
+        if let Some(oldest) = oldest.filter(|oldest| is_newer(link, *oldest)) {
             self.forgiven = Some(oldest);
             self.fetch = FetchState::Due(now);
             return;
