@@ -19,8 +19,8 @@
 //! delivered, and 12 after it. Had the feed brought nothing although its server stands at 12, then `previous 11` was a lie; had
 //! every server refused ("the oldest I have is 10"), then the log has lost 9. Only then is the hole told, and the stream goes on.
 //!
-//! What somebody *claims* (a head message, the answer to a question) never moves the stream: it only makes it look. Every
-//! step is by an event that a publisher signed.
+//! What somebody *claims* (a head message, the answer to a question) never moves the stream: it only makes it look, and so does
+//! the return of a server after a pause ([`Repair::suspect`]). Every step is by an event that a publisher signed.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -140,6 +140,8 @@ struct Hole {
     held: Held,
     /// Somebody says that the stream stands here.
     claimed: Option<Position>,
+    /// Nobody claims anything, but something may have been missed.
+    suspected: bool,
     /// Events had to be dropped: *catching up*.
     dropped: bool,
     fetch: FetchState,
@@ -148,8 +150,9 @@ struct Hole {
     failures: u32,
     /// Where the stream stood when the running fetch began.
     began_at: Option<Position>,
-    /// The hole is lost for good: the next event by feed is delivered whatever is missing before it.
-    forgiven: bool,
+    /// The hole is lost for good up to this event, the oldest there is: the next event by feed is delivered whatever is
+    /// missing before it.
+    forgiven: Option<Position>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -253,8 +256,8 @@ impl Repair {
                 }
                 Verdict::Gap { after } => {
                     let hole = hole.get_or_insert_with(|| Box::new(Hole::new(now)));
-                    if hole.forgiven && way == Way::Feed {
-                        hole.forgiven = false;
+                    if hole.forgiven.is_some() && way == Way::Feed {
+                        hole.forgiven = None;
                         outputs.push(Output::Gap { after });
                         deliver_after_gap(link, event.clone(), outputs);
                         hole.progress(link, outputs);
@@ -274,14 +277,16 @@ impl Repair {
     /// Somebody says that the stream stands at `head`. If that is further than here, it will be fetched.
     pub fn claimed(&mut self, head: Position, now: Moment) {
         let State::Live { link, hole } = &mut self.state else { return };
-        let newer = match link.last() {
-            None => true,
-            Some(last) if last.epoch == head.epoch => head.sequence > last.sequence,
-            Some(_) => !link.has_left(head.epoch),
-        };
-        if newer {
+        if is_newer(link, head) {
             hole.get_or_insert_with(|| Box::new(Hole::new(now))).claim(head);
         }
+    }
+
+    /// Something may have been missed without a trace: the edge was cut off, or a server came that knows more. What follows the
+    /// stream's position will be fetched once.
+    pub fn suspect(&mut self, now: Moment) {
+        let State::Live { hole, .. } = &mut self.state else { return };
+        hole.get_or_insert_with(|| Box::new(Hole::new(now))).suspected = true;
     }
 
     /// When the next fetch is due, if one is needed and none is running.
@@ -301,7 +306,11 @@ impl Repair {
         hole.fetch = FetchState::Running;
         hole.began_at = link.last();
         self.fetch_id = self.fetch_id.wrapping_add(1);
-        let after = if hole.forgiven { None } else { link.last() };
+        let after = match hole.forgiven {
+            None => link.last(),
+            // The position just before; if there is none, the oldest is asked for by name of nothing.
+            Some(oldest) => oldest.sequence.before().map(|sequence| Position { sequence, ..oldest }),
+        };
         let attempt = hole.barren + hole.refusals + hole.failures;
         Some(Fetch { id: self.fetch_id, after, attempt })
     }
@@ -324,6 +333,15 @@ impl Repair {
             State::Live { hole, .. } => hole.as_deref(),
             State::Idle | State::Joining(_) => None,
         }
+    }
+}
+
+/// Whether a position is one that the stream has not come to.
+fn is_newer(link: &Link, position: Position) -> bool {
+    match link.last() {
+        None => true,
+        Some(last) if last.epoch == position.epoch => position.sequence > last.sequence,
+        Some(_) => !link.has_left(position.epoch),
     }
 }
 
@@ -350,13 +368,14 @@ impl Hole {
         Self {
             held: Held::default(),
             claimed: None,
+            suspected: false,
             dropped: false,
             fetch: FetchState::Due(now + GRACE),
             barren: 0,
             refusals: 0,
             failures: 0,
             began_at: None,
-            forgiven: false,
+            forgiven: None,
         }
     }
 
@@ -372,12 +391,7 @@ impl Hole {
     fn progress(&mut self, link: &mut Link, outputs: &mut Vec<Output>) {
         (self.barren, self.refusals, self.failures) = (0, 0, 0);
         self.held.release(link, outputs);
-        let reached = |claimed: &Position| match link.last() {
-            None => false,
-            Some(last) if last.epoch == claimed.epoch => claimed.sequence <= last.sequence,
-            Some(_) => link.has_left(claimed.epoch),
-        };
-        if self.claimed.as_ref().is_none_or(reached) {
+        if self.claimed.is_none_or(|claimed| !is_newer(link, claimed)) {
             self.claimed = None;
             self.dropped = false;
         }
@@ -385,10 +399,11 @@ impl Hole {
 
     /// Nothing is missing any more, as far as is known. A fetch that is still running then brings duplicates.
     fn is_mended(&self) -> bool {
-        self.held.count == 0 && self.claimed.is_none() && !self.forgiven
+        self.held.count == 0 && self.claimed.is_none() && !self.suspected && self.forgiven.is_none()
     }
 
     fn ended(&mut self, end: Fetched, link: &mut Link, now: Moment, outputs: &mut Vec<Output>) {
+        self.suspected &= end == Fetched::Failed;
         match end {
             Fetched::Failed => {
                 self.failures += 1;
@@ -396,11 +411,11 @@ impl Hole {
             }
             Fetched::Ended(FeedEnd::Complete { .. }) if link.last() != self.began_at => {
                 // What else is missing came while this page was on its way.
-                self.forgiven = false;
+                self.forgiven = None;
                 self.fetch = FetchState::Due(now);
             }
             Fetched::Ended(FeedEnd::Complete { head }) => {
-                self.forgiven = false;
+                self.forgiven = None;
                 self.barren += 1;
                 self.fetch = FetchState::Due(now + pause(self.barren));
                 self.brought_nothing(head, link, outputs);
@@ -408,6 +423,10 @@ impl Hole {
             Fetched::Ended(FeedEnd::Refused { oldest }) => {
                 self.refusals += 1;
                 self.fetch = FetchState::Due(now + pause(self.refusals + 2));
+                // Who refuses has something newer.
+                if let Some(oldest) = oldest.filter(|oldest| is_newer(link, *oldest)) {
+                    self.claim(oldest);
+                }
                 if self.refusals >= REFUSALS {
                     self.refused(oldest, link, now, outputs);
                 }
@@ -434,13 +453,8 @@ impl Hole {
 
     /// Everybody refused: the hole is lost.
     fn refused(&mut self, oldest: Option<Position>, link: &mut Link, now: Moment, outputs: &mut Vec<Output>) {
-        let newer = |oldest: Position| match link.last() {
-            Some(last) if last.epoch == oldest.epoch => oldest.sequence > last.sequence,
-            Some(_) => !link.has_left(oldest.epoch),
-            None => true,
-        };
-        if oldest.is_some_and(newer) {
-            self.forgiven = true;
+        if let Some(oldest) = oldest.filter(|oldest| is_newer(link, *oldest)) {
+            self.forgiven = Some(oldest);
             self.fetch = FetchState::Due(now);
             return;
         }

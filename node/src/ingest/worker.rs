@@ -242,7 +242,7 @@ impl Core {
     fn take(&mut self, lane: &mut Lane, event: SourceEvent) {
         match event {
             SourceEvent::Begin { epoch, position } => match Sequence::new(position) {
-                Ok(position) => self.sequencer.begin(epoch, position),
+                Ok(position) => self.sequencer.begin(epoch, position, false),
                 Err(error) => {
                     tracing::error!(source = lane.source, %error, "partition begins beyond any sequence")
                 }
