@@ -121,6 +121,8 @@ struct World<'a> {
     digest: u64,
     /// What became of each event on the bus, by stream.
     published: Vec<Vec<check::Published>>,
+    /// Batches of each topic that repeated something.
+    repeated: Vec<usize>,
     /// What each ingest peer's disk holds.
     disks: Vec<Option<Rc<ingest::Saved>>>,
     /// Operations that make an ingest peer read late, with the delay.
@@ -260,6 +262,7 @@ impl<'a> World<'a> {
             trace: trace.then(Vec::new),
             digest: 0,
             published: vec![Vec::new(); shape.streams.len()],
+            repeated: vec![0; shape.streams.len()],
             disks: vec![None; shape.ingests.len()],
             slow_reads: vec![Vec::new(); shape.ingests.len()],
             began_unknowing: false,

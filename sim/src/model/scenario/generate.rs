@@ -18,6 +18,9 @@ const MAX_FAULTS: u64 = 9;
 /// Longest fault. Every timeout of the machines is shorter; longer faults only make worlds in which nothing happens.
 const LONGEST: Time = 2500 * MS;
 
+/// In a world without faults nothing happens before its peers know one another.
+const BEGINNING: Time = 100 * MS;
+
 /// Subscriptions of one world at most.
 const MAX_CLIENTS: usize = 32;
 
@@ -26,8 +29,9 @@ pub fn generate(seed: u64) -> Scenario {
     let mut random = Random::of(seed, 1);
     let calm = random.chance(CALM);
     let world = shape(&mut random, calm);
-    let mut generator = Generator { random, world: &world, ops: Vec::new(), clients: 0, length: 0 };
-    generator.length = generator.random.spread(100 * MS, 2500 * MS);
+    let length = random.spread(100 * MS, 2500 * MS);
+    let begins = if calm { BEGINNING } else { random.spread(0, BEGINNING) };
+    let mut generator = Generator { random, world: &world, ops: Vec::new(), clients: 0, begins, length };
     generator.appends();
     generator.clients();
     if !calm {
@@ -90,7 +94,9 @@ struct Generator<'a> {
     world: &'a Shape,
     ops: Vec<Op>,
     clients: usize,
-    /// How long things go on.
+    /// When things begin to happen.
+    begins: Time,
+    /// How long they go on.
     length: Time,
 }
 
@@ -102,7 +108,7 @@ impl Generator<'_> {
     }
 
     fn at(&mut self) -> Time {
-        self.random.below(self.length)
+        self.begins + self.random.below(self.length)
     }
 
     fn appends(&mut self) {

@@ -2,9 +2,13 @@
 
 use std::fmt;
 
-use tickmesh_protocol::{Batch, repair::MAX_HELD_EVENTS};
+use tickmesh_protocol::{Batch, Previous, repair::MAX_HELD_EVENTS};
 
 use super::*;
+
+/// Batches of a topic in which each ingest peer may repeat something without any fault: a new topic has no leader before
+/// its readers have joined it and heard one another.
+const AT_A_BEGINNING: usize = 2;
 
 /// The first thing that was wrong.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -52,8 +56,8 @@ pub(super) struct Published {
     times: u32,
     /// An ingest peer read it before it was warm, and left it to the feeds.
     replayed: bool,
-    /// Some other ingest peer had not joined the topic yet when it was published first, and could not know.
-    unheard: bool,
+    /// Whoever published something newer had not read this, and said so.
+    skipped: bool,
 }
 
 impl fmt::Display for Failure {
@@ -138,7 +142,7 @@ impl World<'_> {
             let Some(ingest) = self.get_ingest(id) else { continue };
             let left = ingest.offered.iter().find(|(stream, index)| {
                 let published = self.published[*stream].get(*index).copied().unwrap_or_default();
-                published.times == 0 && !published.replayed
+                published.times == 0 && !published.replayed && !published.skipped
             });
             if let Some((stream, index)) = left.copied() {
                 let position = ingest::short(self.log.stream(stream)[index].position);
@@ -150,6 +154,7 @@ impl World<'_> {
     }
 
     pub(super) fn note_published(&mut self, id: Id, batch: &Batch) {
+        let mut again = None;
         for event in &batch.events {
             let Some(stream) = self.names.stream(&event.stream) else { continue };
             let Some(index) = self.log.index_of(stream, event.position()) else {
@@ -159,17 +164,15 @@ impl World<'_> {
                 return;
             };
             self.counts.published += 1;
-            let unheard = self.somebody_is_deaf(id, stream);
+            if let Previous::Unknown { read_from } = event.previous {
+                self.note_skipped(stream, index, Position { sequence: read_from, ..event.position() });
+            }
             let published = self.published_at(stream, index);
             published.times += 1;
-            published.unheard |= published.times == 1 && unheard;
-            let again = published.times > 1;
-            let excused = published.unheard;
-            self.counts.published_again += u64::from(again);
             let at = ingest::short(event.position());
-            if again && !excused && self.scenario.is_calm() {
-                let text = format!("{} {at} is published again, and there was no fault", event.stream);
-                self.fail(Fault::PublishedAgain, text);
+            if published.times > 1 {
+                self.counts.published_again += 1;
+                again = Some(format!("{} {at} is published again, and there was no fault", event.stream));
             }
             let partition = self.scenario.world.streams[stream];
             if self.get_ingest(id).is_some_and(|ingest| !ingest.partitions[partition].reached) {
@@ -178,17 +181,36 @@ impl World<'_> {
                 self.fail(Fault::PublishedCold, text);
             }
         }
+        if let (Some(text), Some(topic)) = (again, self.names.topic(&batch.topic)) {
+            self.repeated[topic] += 1;
+            if self.scenario.is_calm() && self.repeated[topic] > AT_A_BEGINNING * self.ingest_ids().len() {
+                self.fail(Fault::PublishedAgain, text);
+            }
+        }
     }
 
-    /// Whether what this peer publishes now does not reach every other ingest peer.
-    fn somebody_is_deaf(&self, id: Id, stream: usize) -> bool {
-        let topic = self.names.topic_of[stream];
-        let hears = |other| self.get_ingest(id).is_some_and(|me| me.subscribed[other] >> topic & 1 == 1);
-        self.ingest_ids().any(|other| other != id && !hears(other))
+    /// Events of a stream before the `index`th that its publisher never read.
+    fn note_skipped(&mut self, stream: usize, index: usize, read_from: Position) {
+        for earlier in (0..index).rev() {
+            let position = self.log.stream(stream)[earlier].position;
+            if position.epoch != read_from.epoch {
+                return;
+            }
+            if position.sequence < read_from.sequence {
+                self.published_at(stream, earlier).skipped = true;
+            }
+        }
     }
 
     pub(super) fn note_replayed(&mut self, stream: usize, index: Option<usize>) {
         if let Some(index) = index {
+            self.published_at(stream, index).replayed = true;
+        }
+    }
+
+    /// An ingest peer starts with a state that holds everything up to here.
+    pub(super) fn note_known(&mut self, stream: usize, index: Option<usize>) {
+        for index in 0..index.map_or(0, |index| index + 1) {
             self.published_at(stream, index).replayed = true;
         }
     }

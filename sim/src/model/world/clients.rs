@@ -65,6 +65,13 @@ impl World<'_> {
         self.subscribe(edge, stream, client);
     }
 
+    /// The question was asked before, for another client: the answer may be older.
+    pub(super) fn asked_before(&mut self, client: usize) {
+        if let Some(Some(client)) = self.clients.get_mut(client) {
+            client.floor = None;
+        }
+    }
+
     /// Events of a stream that every ingest peer knows to be published.
     fn known_to_all(&self, stream: usize) -> Option<usize> {
         let name = &self.names.streams[stream];

@@ -98,8 +98,11 @@ impl World<'_> {
             Input::Message { from, message, .. } => self.edge_message(id, from, message),
             Input::Connected(other) => {
                 let topic_of = self.names.topic_of.clone();
+                let now = self.local(id);
                 if let Some(edge) = self.edge(id) {
                     edge.connected[other] = true;
+                    // It may know what was missed meanwhile.
+                    edge.streams.iter_mut().flatten().for_each(|stream| stream.repair.suspect(now));
                     let topics = edge.topics(&topic_of);
                     self.send(id, other, Message::Topics(topics));
                 }
@@ -256,6 +259,8 @@ impl World<'_> {
                 ends_at: now + JOIN_TIMEOUT,
             };
             edge.questions.push(question);
+        } else {
+            self.asked_before(client);
         }
         if let Some(position) = live {
             self.confirmed(client, position, false);

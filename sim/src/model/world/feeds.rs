@@ -1,8 +1,8 @@
 //! The server of feeds at an ingest peer: pages from the history, beyond that from the log, then how each stream ended.
 
-use tickmesh_protocol::{Batch, Event, Sequence, repair::FeedEnd, sequencer::Sequencer};
+use tickmesh_protocol::{Batch, Epoch, Event, Previous, Sequence, repair::FeedEnd};
 
-use super::*;
+use super::{history::After, ingest::Ingest, *};
 use crate::model::scenario::What;
 
 /// Events in one page: few, so that answers have several.
@@ -12,6 +12,23 @@ const PAGE_EVENTS: usize = 8;
 struct Served {
     events: Vec<Event>,
     end: FeedEnd,
+}
+
+/// What is known of a stream after the position where a reader stands.
+enum Found {
+    Held { head: Option<Position> },
+    Nothing,
+    Look(Look),
+    Lost { oldest: Option<Position> },
+}
+
+/// A part of the log to be read again.
+struct Look {
+    epoch: Epoch,
+    from: u64,
+    until: u64,
+    /// The oldest event that is held, for who cannot be given what is before it.
+    oldest: Option<Position>,
 }
 
 impl World<'_> {
@@ -81,76 +98,87 @@ impl World<'_> {
         })
     }
 
-    fn serve(&self, id: Id, stream: usize, after: Option<Position>) -> Option<Served> {
+    /// Everything after a position, from the history and, where that begins too late, from the log: the rules of the node's
+    /// store of feeds.
+    fn serve(&self, id: Id, stream: usize, mut after: Option<Position>) -> Option<Served> {
         let ingest = self.get_ingest(id)?;
-        let head = ingest.sequencer.last(&self.names.streams[stream]);
-        let claimed = self.lie(id).and_then(|ahead| further(head?, ahead)).or(head);
-        let complete = |events| Served { events, end: FeedEnd::Complete { head: claimed } };
-        if let Some(after) = after {
-            if let Some(events) = ingest.history.after(stream, after).filter(|events| {
-                // Nothing held proves nothing, unless the asker stands at the head.
-                !events.is_empty() || head == Some(after) || ingest.history.holds(stream, after)
-            }) {
-                return Some(complete(events));
+        let mut events = Vec::new();
+        let mut scanned = 0;
+        loop {
+            let look = match self.find(ingest, stream, after, scanned) {
+                Found::Held { head } => {
+                    events.extend(ingest.history.events_after(stream, after));
+                    let claimed = self.lie(id).and_then(|ahead| further(head?, ahead));
+                    return Some(Served { events, end: FeedEnd::Complete { head: claimed.or(head) } });
+                }
+                Found::Nothing => return Some(Served { events, end: FeedEnd::Complete { head: None } }),
+                Found::Lost { oldest } => return Some(Served { events, end: FeedEnd::Refused { oldest } }),
+                Found::Look(look) => look,
+            };
+            let log = self.log.partition(self.scenario.world.streams[stream]);
+            let begin = if log.epoch() == look.epoch { log.begin() } else { u64::MAX };
+            let from = if look.from < begin {
+                if self.mutation != Some(Mutation::NeverRefuse) {
+                    let oldest = Sequence::new(begin).ok().filter(|oldest| oldest.get() < look.until);
+                    let oldest = oldest.map(|sequence| Position { epoch: look.epoch, sequence });
+                    return Some(Served { events, end: FeedEnd::Refused { oldest: oldest.or(look.oldest) } });
+                }
+                begin
+            } else {
+                look.from
+            };
+            let there = self.log.stream(stream).iter().map(|truth| truth.position);
+            let there =
+                there.filter(|at| at.epoch == look.epoch && (from..look.until).contains(&at.sequence.get()));
+            for at in there {
+                let previous = match after {
+                    Some(after) if after.epoch == at.epoch => Previous::At(after.sequence),
+                    _ => Previous::Unknown { read_from: at.sequence },
+                };
+                let data = bytes::Bytes::from_static(b"1");
+                let name = self.names.streams[stream].clone();
+                let event = Event {
+                    stream: name,
+                    epoch: at.epoch,
+                    sequence: at.sequence,
+                    previous,
+                    engine_time_us: 0,
+                    data,
+                };
+                events.push(event);
+                after = Some(at);
             }
-            if head == Some(after) {
-                return Some(complete(Vec::new()));
-            }
-        }
-        let (oldest, events) = self.read_again(id, stream, after)?;
-        match events {
-            Some(events) => Some(complete(events)),
-            None if self.mutation == Some(Mutation::NeverRefuse) => {
-                let (_, events) = self.read_again(id, stream, None)?;
-                Some(complete(events.unwrap_or_default()))
-            }
-            None => {
-                let oldest = ingest.history.oldest(stream).or(oldest);
-                Some(Served { events: Vec::new(), end: FeedEnd::Refused { oldest } })
-            }
+            scanned = look.until;
         }
     }
 
-    /// Reads the log again, from after a position up to where this peer has read. The oldest event that the log still has of
-    /// the stream, and the events, unless something is missing before them.
-    fn read_again(
-        &self,
-        id: Id,
-        stream: usize,
-        after: Option<Position>,
-    ) -> Option<(Option<Position>, Option<Vec<Event>>)> {
-        let ingest = self.get_ingest(id)?;
-        let partition = self.scenario.world.streams[stream];
-        let (epoch, until) = ingest.partitions[partition].next?;
-        let log = self.log.partition(partition);
-        if epoch != log.epoch() {
-            // What this peer has read is no longer there.
-            return Some((None, None));
-        }
-        let from = match after {
-            Some(after) if after.epoch == epoch => after.sequence.get() + 1,
-            Some(_) => return Some((self.oldest_in_log(stream, until), None)),
-            None => log.begin(),
+    /// What is known of a stream after the position where a reader stands.
+    fn find(&self, ingest: &Ingest, stream: usize, after: Option<Position>, scanned: u64) -> Found {
+        let oldest = match ingest.history.after(stream, after) {
+            After::All { head } => return Found::Held { head },
+            After::From(position) => Some(position),
+            After::Unknown => None,
         };
-        if from < log.begin() {
-            return Some((self.oldest_in_log(stream, until), None));
+        let Some(position) = after else {
+            return oldest.filter(|oldest| oldest.sequence.get() >= scanned).map_or(
+                Found::Nothing,
+                |oldest| {
+                    let from = oldest.sequence.get();
+                    Found::Look(Look { epoch: oldest.epoch, from, until: from + 1, oldest: None })
+                },
+            );
+        };
+        let Some(reading) = ingest.sequencer.reading(position.epoch) else { return Found::Lost { oldest } };
+        let until = match oldest {
+            Some(oldest) if oldest.epoch == position.epoch => oldest.sequence.get() + 1,
+            Some(_) => return Found::Lost { oldest },
+            None => reading.read_from.get(),
+        };
+        let from = (position.sequence.get() + 1).max(scanned);
+        if from >= until {
+            return if oldest.is_some() { Found::Lost { oldest } } else { Found::Nothing };
         }
-        let mut sequencer = Sequencer::default();
-        sequencer.begin(epoch, Sequence::new(from).ok()?);
-        let name = &self.names.streams[stream];
-        let truth = self.log.stream(stream).iter().map(|truth| truth.position);
-        let range = truth.filter(|at| at.epoch == epoch && (from..until).contains(&at.sequence.get()));
-        let events = range.filter_map(|at| {
-            let (sequence, previous) = sequencer.next(name, epoch, at.sequence.get()).ok()?;
-            let data = bytes::Bytes::from_static(b"1");
-            Some(Event { stream: name.clone(), epoch, sequence, previous, engine_time_us: 0, data })
-        });
-        Some((None, Some(events.collect())))
-    }
-
-    fn oldest_in_log(&self, stream: usize, until: u64) -> Option<Position> {
-        let mut there = self.log.stream(stream).iter().filter(|truth| truth.gone.is_none());
-        there.next().map(|truth| truth.position).filter(|at| at.sequence.get() < until)
+        Found::Look(Look { epoch: position.epoch, from, until, oldest })
     }
 }
 

@@ -300,7 +300,7 @@ impl World<'_> {
             if let Some((epoch, next)) = ingest.partitions[partition].next
                 && let Ok(next) = Sequence::new(next)
             {
-                ingest.sequencer.begin(epoch, next);
+                ingest.sequencer.begin(epoch, next, next == Sequence::ZERO);
             }
             self.schedule_read(id, partition);
         }
@@ -316,6 +316,9 @@ impl World<'_> {
                 && let Some(last) = ingest.sequencer.last(&name)
             {
                 ingest.publisher.replayed(source, &name, last, now);
+                ingest.history.restore(stream, last);
+                let index = self.log.index_of(stream, last);
+                self.note_known(stream, index);
                 self.join_as_ingest(id, self.names.topic_of[stream]);
             }
         }
@@ -347,7 +350,7 @@ impl World<'_> {
         if next != Some((read.epoch, read.from))
             && let Ok(from) = Sequence::new(read.from)
         {
-            ingest.sequencer.begin(read.epoch, from);
+            ingest.sequencer.begin(read.epoch, from, from == Sequence::ZERO);
             self.say(|world| {
                 format!("{} begins partition {} at {}", world.peers[id].peer, partition + 1, read.from)
             });
