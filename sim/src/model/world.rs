@@ -121,6 +121,8 @@ struct World<'a> {
     digest: u64,
     /// What became of each event on the bus, by stream.
     published: Vec<Vec<check::Published>>,
+    /// The epoch of the event of each stream that was published last.
+    published_epoch: Vec<Option<tickmesh_protocol::Epoch>>,
     /// Batches of each topic that repeated something.
     repeated: Vec<usize>,
     /// What each ingest peer's disk holds.
@@ -262,6 +264,7 @@ impl<'a> World<'a> {
             trace: trace.then(Vec::new),
             digest: 0,
             published: vec![Vec::new(); shape.streams.len()],
+            published_epoch: vec![None; shape.streams.len()],
             repeated: vec![0; shape.streams.len()],
             disks: vec![None; shape.ingests.len()],
             slow_reads: vec![Vec::new(); shape.ingests.len()],

@@ -68,11 +68,19 @@ impl fmt::Display for Failure {
 
 impl World<'_> {
     /// Whether a client may go without an event, when it gets a later one.
-    pub(super) fn may_be_missing(&self, stream: usize, lost: usize, got: usize, told: bool) -> bool {
+    pub(super) fn may_be_missing(
+        &self,
+        stream: usize,
+        lost: usize,
+        got: usize,
+        told: bool,
+        crossing: bool,
+    ) -> bool {
         let events = self.log.stream(stream);
         let (lost, got) = (&events[lost], &events[got]);
         if told {
-            return lost.gone.is_some();
+            // From one epoch to another, a server that no longer holds the end of the old one cannot know what it misses.
+            return lost.gone.is_some() || lost.position.epoch == got.position.epoch && crossing;
         }
         // The last events of a partition that was made anew: if some peer never read them, it cannot know that there were any.
         let everybody = (1 << self.ingest_ids().len()) - 1;
@@ -164,6 +172,7 @@ impl World<'_> {
                 return;
             };
             self.counts.published += 1;
+            self.note_left(stream, index);
             if let Previous::Unknown { read_from } = event.previous {
                 self.note_skipped(stream, index, Position { sequence: read_from, ..event.position() });
             }
@@ -197,6 +206,19 @@ impl World<'_> {
                 return;
             }
             if position.sequence < read_from.sequence {
+                self.published_at(stream, earlier).skipped = true;
+            }
+        }
+    }
+
+    /// What of older epochs was not published by now need not be any more: edges have gone on.
+    fn note_left(&mut self, stream: usize, index: usize) {
+        let epoch = self.log.stream(stream)[index].position.epoch;
+        if self.published_epoch[stream].replace(epoch) == Some(epoch) {
+            return;
+        }
+        for earlier in 0..index {
+            if self.log.stream(stream)[earlier].position.epoch != epoch {
                 self.published_at(stream, earlier).skipped = true;
             }
         }
