@@ -123,8 +123,8 @@ struct World<'a> {
     published: Vec<Vec<check::Published>>,
     /// The epoch of the event of each stream that was published last.
     published_epoch: Vec<Option<tickmesh_protocol::Epoch>>,
-    /// Batches of each topic that repeated something.
-    repeated: Vec<usize>,
+    /// How often something was repeated on each topic, and when last.
+    repeated: Vec<(usize, Time)>,
     /// What each ingest peer's disk holds.
     disks: Vec<Option<Rc<ingest::Saved>>>,
     /// Operations that make an ingest peer read late, with the delay.
@@ -265,7 +265,7 @@ impl<'a> World<'a> {
             digest: 0,
             published: vec![Vec::new(); shape.streams.len()],
             published_epoch: vec![None; shape.streams.len()],
-            repeated: vec![0; shape.streams.len()],
+            repeated: vec![(0, 0); shape.streams.len()],
             disks: vec![None; shape.ingests.len()],
             slow_reads: vec![Vec::new(); shape.ingests.len()],
             began_unknowing: false,
