@@ -296,7 +296,9 @@ impl<'a> World<'a> {
     }
 
     fn run(&mut self) {
-        let mut until = self.healed + SETTLE;
+        let until = self.healed + SETTLE;
+        // Since when everybody has had everything.
+        let mut complete = None;
         while self.failure.is_none() {
             let Some((at, happening)) = self.queue.pop() else { break };
             if at > until {
@@ -309,11 +311,12 @@ impl<'a> World<'a> {
                 return;
             }
             if matches!(happening, Happening::Look) {
-                if self.everybody_has_everything() {
-                    until = until.min(self.now + AFTERGLOW);
-                } else {
-                    self.queue.push(self.now + LOOK_EVERY, Happening::Look);
+                let all = self.everybody_has_everything() && self.unpublished().is_none();
+                complete = complete.filter(|_| all).or(all.then_some(self.now));
+                if complete.is_some_and(|since| since + AFTERGLOW <= self.now) {
+                    break;
                 }
+                self.queue.push(self.now + LOOK_EVERY, Happening::Look);
                 continue;
             }
             self.happen(happening);
