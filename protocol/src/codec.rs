@@ -7,6 +7,8 @@
 //! A batch on the wire: version byte, bincode of the batch, 64 bytes of Ed25519 signature. A question and an answer
 //! about heads: version byte, bincode.
 
+mod checkpoint;
+
 use bincode::{BorrowDecode, Encode, config};
 use bytes::Bytes;
 
@@ -19,6 +21,8 @@ use crate::{
     stream::InvalidStreamName,
     topic::InvalidTopic,
 };
+
+pub use self::checkpoint::{STATE_VERSION, StateError, decode_state, encode_state};
 
 /// The version this code writes, and the only one it reads.
 pub const VERSION: u8 = 2;

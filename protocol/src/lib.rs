@@ -14,9 +14,11 @@
 //! | [`sequencer`] | log positions → sequence and `previous` |
 //! | [`link`] | received events → deliver, duplicate, gap, reset |
 //! | [`rank`] | which of the ingest peers leads a topic |
+//! | [`checkpoint`] | [`checkpoint::State`], what an ingest peer goes on from |
 //! | [`time`] | [`Moment`], time as the state machines see it |
 
 pub mod batch;
+pub mod checkpoint;
 pub mod client;
 pub mod codec;
 pub mod event;
