@@ -154,12 +154,13 @@ impl Config {
             .or_else(|| unused(&mut root, "edge", "edge"));
         // Peers that are tried out in one folder must not share it.
         let checkpoint_file = data_dir.join(format!("{}.checkpoint", name.as_deref().unwrap_or_default()));
-        let ingest = roles.contains("ingest").then(|| read_ingest(&mut root, checkpoint_file)).or_else(|| {
-            for key in ["ingest", "source", "route"] {
-                unused::<()>(&mut root, key, "ingest");
-            }
-            None
-        });
+        let ingest =
+            roles.contains("ingest").then(|| read_ingest(&mut root, checkpoint_file)).or_else(|| {
+                for key in ["ingest", "source", "route"] {
+                    unused::<()>(&mut root, key, "ingest");
+                }
+                None
+            });
         root.finish();
         Some(Self { name: name?, region: region?, private: Arc::new(private), mesh, edge, ingest, ops })
     }

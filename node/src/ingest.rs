@@ -29,7 +29,14 @@ mod tiers;
 mod warmth;
 mod worker;
 
-use std::{collections::{BTreeMap, HashMap, HashSet}, io, path::PathBuf, sync::Arc, thread, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    io,
+    path::PathBuf,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 use futures_util::future::BoxFuture;
 use prometheus::IntGauge;
@@ -43,12 +50,6 @@ use tickmesh_protocol::{
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-pub use self::{
-    checkpoint::load as load_checkpoint,
-    dead_letters::{DeadLetter, DeadLetters},
-    store::Overview,
-    tiers::Tiers,
-};
 use self::{
     checkpoint::Checkpoints,
     core::Core,
@@ -58,6 +59,12 @@ use self::{
     store::{Feeds, Store},
     warmth::Warmth,
     worker::Worker,
+};
+pub use self::{
+    checkpoint::load as load_checkpoint,
+    dead_letters::{DeadLetter, DeadLetters},
+    store::Overview,
+    tiers::Tiers,
 };
 use crate::{
     config::{Section, Size, Span},
@@ -135,7 +142,8 @@ impl Config {
             section.fault("takeover_most", "at least ingest.takeover_least");
         }
         if config.checkpoint_every < Duration::from_millis(100) {
-            section.fault("checkpoint_every", "at least 100ms: each one is a file that is written and synced");
+            section
+                .fault("checkpoint_every", "at least 100ms: each one is a file that is written and synced");
         }
         config
     }
@@ -214,8 +222,7 @@ pub fn open(parts: Parts) -> io::Result<Opened> {
         lane.condition.waiting("warming: reading the log up to its end");
     }
     let rescan = Rescan::start(&parts.lanes, &parts.private, &parts.registry)?;
-    let store =
-        Arc::new(Store::new(history, parts.key.clone(), boot, parts.private.clone(), status, rescan));
+    let store = Arc::new(Store::new(history, parts.key.clone(), boot, parts.private.clone(), status, rescan));
     Ok(Opened { parts, boot, store })
 }
 
@@ -237,10 +244,15 @@ impl Opened {
     /// If a thread cannot be started.
     pub fn spawn(self, start: Start, stop: CancellationToken) -> io::Result<thread::JoinHandle<()>> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        let checkpoints = start
+            .checkpoint_file
+            .clone()
+            .map(|file| Checkpoints::start(file, &self.parts.registry))
+            .transpose()?;
         thread::Builder::new().name("ingest".into()).stack_size(jq::STACK_BYTES).spawn(move || {
             let span = tracing::info_span!("ingest");
             let _entered = span.enter();
-            match self.worker(start) {
+            match self.worker(start, checkpoints) {
                 Ok(worker) => runtime.block_on(worker.run(stop)),
                 // The configuration was checked with the same compiler.
                 Err(error) => tracing::error!(%error, "routes do not compile"),
@@ -248,7 +260,7 @@ impl Opened {
         })
     }
 
-    fn worker(self, start: Start) -> Result<Worker, JqError> {
+    fn worker(self, start: Start, checkpoints: Option<Checkpoints>) -> Result<Worker, JqError> {
         let Self { parts, boot, store } = self;
         let ingested = parts.registry.counters(
             "events_ingested_total",
@@ -296,7 +308,7 @@ impl Opened {
             siblings: BTreeMap::new(),
             rest_until: Moment::START,
             store,
-            checkpoints: start.checkpoint_file.map(|file| Checkpoints::start(file, every, &parts.registry)),
+            checkpoints,
             checkpoint_every: every,
             next_checkpoint: Moment::after(every),
             next_tick: Moment::START,

@@ -101,7 +101,9 @@ impl IngestStage {
             let until = Instant::now() + self.ask_siblings;
             for (name, _) in &self.sources {
                 if state.source(name).is_none() {
-                    state.sources.extend(state_of_sibling(mesh, self.me, name, until).await.unwrap_or_default().sources);
+                    state.sources.extend(
+                        state_of_sibling(mesh, self.me, name, until).await.unwrap_or_default().sources,
+                    );
                 }
             }
         }
@@ -129,7 +131,12 @@ impl IngestStage {
 }
 
 /// Asks the siblings, as they get connected, where they are in a source.
-async fn state_of_sibling(mesh: &MeshHandle, me: PublisherKey, source: &str, until: Instant) -> Option<State> {
+async fn state_of_sibling(
+    mesh: &MeshHandle,
+    me: PublisherKey,
+    source: &str,
+    until: Instant,
+) -> Option<State> {
     let mut live = mesh.live_publishers();
     let mut asked = HashSet::new();
     loop {

@@ -184,9 +184,9 @@ impl Core {
             position = record.position
         );
         for outcome in lane.transform.apply(&record.topic, &record.value) {
-            let outcome = outcome
-                .map_err(|rejected| rejected.to_string())
-                .and_then(|made| self.sequence(lane, record, made, now).map_err(|refused| refused.to_string()));
+            let outcome = outcome.map_err(|rejected| rejected.to_string()).and_then(|made| {
+                self.sequence(lane, record, made, now).map_err(|refused| refused.to_string())
+            });
             match outcome {
                 Ok(()) => lane.ingested.inc(),
                 Err(reason) => {

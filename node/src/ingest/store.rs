@@ -13,7 +13,8 @@ use std::{
 use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
 use tickmesh_protocol::{
-    Batch, Epoch, Event, Position, Previous, PublisherKey, Sequence, SignedBatch, SigningKey, StreamName, Topic,
+    Batch, Epoch, Event, Position, Previous, PublisherKey, Sequence, SignedBatch, SigningKey, StreamName,
+    Topic,
     batch::MAX_BATCH_EVENTS,
     checkpoint::{SourceState, State},
     codec::encode_state,
@@ -32,7 +33,7 @@ use crate::{
 };
 
 /// Positions of the log that are read at once; what a thousand feeds wait for is so read once.
-const CHUNK: u64 = 4096;
+pub(super) const CHUNK: u64 = 4096;
 
 /// The history of an ingest peer and what is behind it, shared by the ingest thread and all feeds.
 pub(super) struct Store {
@@ -84,11 +85,15 @@ struct Look {
 
 /// What is known of a stream after the position where a reader stands.
 enum Found {
-    Held { head: Option<Position> },
+    Held {
+        head: Option<Position>,
+    },
     /// Nothing follows.
     Nothing,
     Look(Look),
-    Lost { oldest: Option<Position> },
+    Lost {
+        oldest: Option<Position>,
+    },
 }
 
 impl Store {
@@ -283,7 +288,8 @@ impl Store {
         // Whole chunks are shared. What of the first one is gone from the log is not asked for again.
         let begin = (first.from - first.from % CHUNK).max(partition.oldest);
         let chunk = (begin, (first.from / CHUNK + 1) * CHUNK);
-        let mut read = self.rescan.read(partition.source, first.epoch, &partition.topic, partition.partition, chunk.0);
+        let mut read =
+            self.rescan.read(partition.source, first.epoch, &partition.topic, partition.partition, chunk.0);
         let Some(read) = (&mut read).now_or_never() else {
             let (store, topic) = (Arc::clone(self), cursor.topic.clone());
             tokio::spawn(async move {
@@ -293,9 +299,8 @@ impl Store {
             });
             return waiting;
         };
-        let here = looks.iter().filter(|look| {
-            look.epoch == first.epoch && (chunk.0..chunk.1).contains(&look.from)
-        });
+        let here =
+            looks.iter().filter(|look| look.epoch == first.epoch && (chunk.0..chunk.1).contains(&look.from));
         match read {
             Ok(events) => self.give_chunk(cursor, here, &events, chunk.1),
             Err(ReadError::Trimmed { oldest, .. }) => {

@@ -21,13 +21,20 @@ impl Tiers {
     pub fn read(section: &mut Section) -> Self {
         let home: Option<String> = section.optional("home");
         let standby: Vec<String> = section.or("standby_regions", Vec::new());
-        for (key, region) in home.iter().map(|home| ("home", home)).chain(standby.iter().map(|region| ("standby_regions", region))) {
+        for (key, region) in home
+            .iter()
+            .map(|home| ("home", home))
+            .chain(standby.iter().map(|region| ("standby_regions", region)))
+        {
             if !is_part(region) {
                 section.fault(key, format!("{region:?} is no region; write a-z, 0-9, _ and -"));
             }
         }
         if home.is_none() && !standby.is_empty() {
-            section.fault("standby_regions", "needs home: where the peers are that lead as long as there are any");
+            section.fault(
+                "standby_regions",
+                "needs home: where the peers are that lead as long as there are any",
+            );
         }
         if standby.len() > MAX_STANDBY {
             section.fault("standby_regions", format!("at most {MAX_STANDBY}"));
@@ -54,6 +61,9 @@ mod tests {
     fn home_comes_first_and_strangers_do_not_read() {
         assert_eq!(Tiers::default().of("anywhere"), Some(0));
         let tiers = Tiers { home: Some("eu".into()), standby: vec!["us".into(), "ap".into()] };
-        assert_eq!(["eu", "us", "ap", "af"].map(|region| tiers.of(region)), [Some(0), Some(1), Some(2), None]);
+        assert_eq!(
+            ["eu", "us", "ap", "af"].map(|region| tiers.of(region)),
+            [Some(0), Some(1), Some(2), None]
+        );
     }
 }
