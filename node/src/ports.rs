@@ -74,6 +74,13 @@ pub struct CursorStream {
     pub scanned: Option<Sequence>,
 }
 
+impl CursorStream {
+    /// A stream whose reader stands at a position, or nowhere yet.
+    pub fn new(name: StreamName, after: Option<Position>) -> Self {
+        Self { name, after, end: None, scanned: None }
+    }
+}
+
 /// What one call of [`FeedStore::next`] gives.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FeedStep {

@@ -196,7 +196,7 @@ impl Store {
         if cursor.all {
             for name in self.history.streams(&cursor.topic) {
                 if cursor.streams.iter().all(|stream| stream.name != name) {
-                    cursor.streams.push(CursorStream { name, after: None, end: None, scanned: None });
+                    cursor.streams.push(CursorStream::new(name, None));
                 }
             }
         }
