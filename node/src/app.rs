@@ -22,7 +22,7 @@ use crate::{
     ingest::{self, DeadLetters},
     mesh::{self, Identity, NetworkKey},
     ops::{self, health::Health, lifecycle::LifecycleEvents, metrics::Registry},
-    source::metrics::SourceMetrics,
+    source::{Starts, metrics::SourceMetrics},
 };
 
 /// Batches on their way from the mesh to the hub: some seconds of a busy mesh. The hub never waits, so more would only
@@ -197,7 +197,10 @@ fn start_sources(
             let (output, events) = mpsc::channel(SOURCE_EVENTS);
             let source = config.open(&metrics, health.condition(format!("source {name}")));
             let stop = CancellationToken::new();
-            stages.sources.push(Stage { task: tokio::spawn(source.run(output, stop.clone())), stop });
+            stages.sources.push(Stage {
+                task: tokio::spawn(source.run(Starts::default(), output, stop.clone())),
+                stop,
+            });
             let routes = role.routes.iter().filter(|route| route.source == name).cloned().collect();
             ingest::Lane { source: name, routes, channels, events }
         })

@@ -239,12 +239,13 @@ impl Worker {
 impl Core {
     fn take(&mut self, lane: &mut Lane, event: SourceEvent) {
         match event {
-            SourceEvent::Begin { epoch, position } => match Sequence::new(position) {
+            SourceEvent::Begin { epoch, position, .. } => match Sequence::new(position) {
                 Ok(position) => self.sequencer.begin(epoch, position),
                 Err(error) => {
                     tracing::error!(source = lane.source, %error, "partition begins beyond any sequence")
                 }
             },
+            SourceEvent::Reached { epoch, position } => self.sequencer.passed(epoch, position),
             SourceEvent::Records(records) => {
                 let now = Instant::now();
                 let oldest = records.first().and_then(|record| since_engine(record.engine_time_us, now_us()));

@@ -121,6 +121,29 @@ impl KafkaBroker {
         }
     }
 
+    /// Takes from a partition what is at or after an offset, as a disk does that did not keep what was acknowledged. The
+    /// broker must be down.
+    pub fn cut_log(&self, topic: &str, partition: i32, offset: u64) {
+        assert!(self.child.is_none(), "the broker is running");
+        let folder = self.directory.path().join(format!("data/{topic}-{partition}"));
+        let path = folder.join("00000000000000000000.log");
+        let log = fs::read(&path).expect("the first segment of the log");
+        let mut at = 0;
+        // Each batch begins with the offset of its first record and the length of what follows, big-endian.
+        while at < log.len() {
+            let first = u64::from_be_bytes(log[at..at + 8].try_into().unwrap());
+            if first >= offset {
+                break;
+            }
+            at += 12 + usize::try_from(u32::from_be_bytes(log[at + 8..at + 12].try_into().unwrap())).unwrap();
+        }
+        assert!(at < log.len(), "nothing at or after {offset}");
+        fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(at as u64).expect("a shorter log");
+        for index in ["index", "timeindex"] {
+            let _ = fs::remove_file(folder.join(format!("00000000000000000000.{index}")));
+        }
+    }
+
     /// Starts the broker on its ports and data, and waits until it answers.
     pub fn restart(&mut self) {
         assert!(self.child.is_none(), "the broker is running already");
