@@ -124,6 +124,8 @@ pub enum SourceEvent {
         position: u64,
         /// Nothing of the epoch is or ever was before `position`.
         first: bool,
+        /// The term of the last record before `position`, if it is known: until a record comes, a checkpoint's.
+        term: Option<u32>,
     },
     /// Everything before `position` was given, and that was the log's end then. Comes after those records, at least once
     /// for every [`SourceEvent::Begin`]; at once, where a partition holds nothing.

@@ -215,6 +215,7 @@ impl Log {
             epoch: *epoch,
             position: *position,
             first: *position == 0,
+            term: None,
         })
     }
 

@@ -67,7 +67,14 @@ impl Partitions {
         let before = state.partitions.insert(partition, new);
         self.behind += usize::from(before.is_none_or(|before| before.goal.is_none()));
         let (partition, position) = (partition.unsigned_abs(), at.next.unsigned_abs());
-        SourceEvent::Begin { topic: topic.clone(), partition, epoch, position, first: at.first }
+        SourceEvent::Begin {
+            topic: topic.clone(),
+            partition,
+            epoch,
+            position,
+            first: at.first,
+            term: at.term,
+        }
     }
 
     /// A partition that is there.
