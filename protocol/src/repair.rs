@@ -258,6 +258,11 @@ impl Repair {
                     let hole = hole.get_or_insert_with(|| Box::new(Hole::new(now)));
                     if hole.forgiven.is_some() && way == Way::Feed {
                         hole.forgiven = None;
+                        if hole.held.has_older(link, event.position()) {
+                            // The server's oldest event is newer than what is held here: that goes first.
+                            hole.tell_and_go_on(link, outputs);
+                            return self.receive(event, way, now, outputs);
+                        }
                         outputs.push(Output::Gap { after });
                         deliver_after_gap(link, event.clone(), outputs);
                         hole.progress(link, outputs);
@@ -575,6 +580,14 @@ impl Held {
     fn oldest(&self, link: &Link) -> Option<Position> {
         let at = self.oldest_epoch(link);
         Some(Position { epoch: self.epochs.get(at)?.0, sequence: self.first(at)? })
+    }
+
+    /// Whether something held comes before an event of a feed.
+    fn has_older(&self, link: &Link, event: Position) -> bool {
+        self.oldest(link).is_some_and(|held| {
+            let of_this_epoch = link.last().is_some_and(|last| last.epoch == held.epoch);
+            if held.epoch == event.epoch { held.sequence < event.sequence } else { of_this_epoch }
+        })
     }
 
     fn pop_oldest(&mut self, link: &Link) -> Option<Event> {
