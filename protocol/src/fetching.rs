@@ -87,6 +87,11 @@ impl Fetching {
         Some(Ask { server, streams })
     }
 
+    /// Servers that have not been asked.
+    pub fn others(&self) -> usize {
+        self.servers.len()
+    }
+
     /// An event came from the server asked last; another one need not send it again.
     pub fn passed(&mut self, event: &Event) {
         if let Some(wanted) = self.wanted(&event.stream) {
