@@ -163,9 +163,17 @@ impl Member {
         sum
     }
 
-    /// Ends the process at once; a frozen one as well.
+    /// Ends the process at once. It must not be frozen: what it counted is asked for first.
     pub fn kill(&mut self) {
+        self.counts();
         self.node.kill();
+    }
+
+    /// Asks the process to end, and waits for it.
+    pub fn ask_to_end(&mut self) {
+        self.counts();
+        let status = self.node.ask_to_end();
+        assert!(status.success(), "{} ended with {status}", self.name);
     }
 
     pub fn restart(&mut self) {

@@ -36,6 +36,9 @@ impl Row {
     }
 }
 
+/// Faults of clients that are told in words below a row.
+const STORIES: usize = 6;
+
 /// The heads of the columns.
 pub const HEAD: &str = "fault                                       lost doubled disorder | longest   refetched  duplicates        \
                         | takeovers yields gaps repaired/told drops | cores";
@@ -76,7 +79,7 @@ impl fmt::Display for Row {
         if !self.notes.is_empty() {
             write!(f, "; {}", self.notes)?;
         }
-        for story in &found.stories {
+        for story in found.stories.iter().take(STORIES) {
             write!(f, "\n    {story}")?;
         }
         Ok(())

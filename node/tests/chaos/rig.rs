@@ -17,14 +17,13 @@ use crate::{
     node::{DEADLINE, wait_until},
 };
 
-/// Records per second, over all streams.
-pub const RATE: u64 = 5_000;
-
 const CLIENTS_PER_EDGE: usize = 2;
 
 /// How long each fault goes on and how often: short with `./test`, as written in the requirements with `./test long`.
 #[derive(Clone, Copy, Debug)]
 pub struct Form {
+    /// Records per second, over all streams.
+    pub rate: u64,
     pub kills: usize,
     pub outage: Duration,
     pub frozen: Duration,
@@ -32,19 +31,27 @@ pub struct Form {
 }
 
 impl Form {
-    /// From the environment: `TICKMESH_CHAOS=long`, and `TICKMESH_CHAOS_KILLS` for another number of kills.
+    /// From the environment: `TICKMESH_CHAOS=long`; `TICKMESH_CHAOS_KILLS` and `TICKMESH_CHAOS_RATE` for other numbers.
     pub fn from_env() -> Self {
         let seconds = Duration::from_secs;
-        let mut form = match env::var("TICKMESH_CHAOS").as_deref() {
-            Ok("long") => Self { kills: 100, outage: seconds(30), frozen: seconds(10), quiet: seconds(60) },
-            _ => Self { kills: 5, outage: seconds(5), frozen: seconds(10), quiet: seconds(10) },
+        let long = env::var("TICKMESH_CHAOS").is_ok_and(|form| form == "long");
+        let (kills, outage, quiet) = if long { (100, 30, 60) } else { (5, 5, 8) };
+        let number = |name: &str, default: u64| {
+            env::var(name)
+                .map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is no number")))
         };
-        if let Ok(kills) = env::var("TICKMESH_CHAOS_KILLS") {
-            form.kills = kills.parse().expect("TICKMESH_CHAOS_KILLS is a number");
+        Self {
+            rate: number("TICKMESH_CHAOS_RATE", RATE),
+            kills: number("TICKMESH_CHAOS_KILLS", kills) as usize,
+            outage: seconds(outage),
+            frozen: seconds(10),
+            quiet: seconds(quiet),
         }
-        form
     }
 }
+
+/// Records per second, if nothing else is wanted.
+const RATE: u64 = 5_000;
 
 pub struct Rig {
     pub form: Form,
@@ -58,7 +65,9 @@ pub struct Rig {
     notes: Vec<String>,
     /// Edges whose clients may lose their connections in the fault that is going on.
     restarted_edges: Vec<usize>,
-    next_client: usize,
+    clients_made: usize,
+    /// What clients found that were ended in the fault that is going on.
+    gone: Findings,
 }
 
 /// What was counted at one time.
@@ -93,34 +102,40 @@ impl Rig {
             rows: Vec::new(),
             notes: Vec::new(),
             restarted_edges: Vec::new(),
-            next_client: 0,
+            clients_made: 0,
+            gone: Findings::default(),
         };
         for edge in 0..rig.cluster.edges.len() {
             for _ in 0..CLIENTS_PER_EDGE {
                 rig.new_client(edge);
             }
         }
-        println!(
-            "{ingest_peers} ingest peers, {} edges, {RATE} events/s; {form:?}\n{HEAD}",
-            rig.cluster.edges.len()
-        );
+        println!("{ingest_peers} ingest peers, {} edges; {form:?}\n{HEAD}", rig.cluster.edges.len());
         rig
     }
 
-    /// Connects another client and waits until its subscriptions are confirmed.
+    /// Connects another client, which then subscribes by itself.
     pub fn new_client(&mut self, edge: usize) {
-        let client = self.begin_client(edge);
-        wait_until("a client is subscribed", || client.is_subscribed().then_some(()));
+        let member = &self.cluster.edges[edge];
+        self.clients_made += 1;
+        let name = format!("client {} of {}", self.clients_made, member.name);
+        self.clients.push(self.watchers.follow(name, member.node.url()));
     }
 
-    /// Connects another client.
-    pub fn begin_client(&mut self, edge: usize) -> Watcher {
-        let member = &self.cluster.edges[edge];
-        self.next_client += 1;
-        let name = format!("client {} of {}", self.next_client, member.name);
-        let client = self.watchers.follow(name, member.node.url());
-        self.clients.push(client.clone());
-        client
+    /// Waits until the subscriptions of all clients are confirmed.
+    pub fn wait_subscribed(&self) {
+        for client in &self.clients {
+            wait_until("a client is subscribed", || client.is_subscribed().then_some(()));
+        }
+    }
+
+    /// Ends the clients that were added in the fault that is going on; what they found is kept.
+    pub fn drop_clients(&mut self) {
+        let first = self.cluster.edges.len() * CLIENTS_PER_EDGE;
+        for client in self.clients.split_off(first) {
+            client.end();
+            self.gone.add_since(&client.findings(), &Findings::default());
+        }
     }
 
     /// Clients of this edge may lose their connections in the fault that is going on.
@@ -144,7 +159,7 @@ impl Rig {
             return;
         }
         let before = self.mark();
-        self.load.set_rate(RATE);
+        self.load.set_rate(self.form.rate);
         fault(self);
         let behind = self.catch_up();
         let after = self.mark();
@@ -202,7 +217,7 @@ impl Rig {
     }
 
     fn row(&mut self, name: &str, before: &Mark, after: &Mark, behind: u64) -> Row {
-        let mut found = Findings::default();
+        let mut found = mem::take(&mut self.gone);
         for (index, now) in after.found.iter().enumerate() {
             let nothing = Findings::default();
             found.add_since(now, before.found.get(index).unwrap_or(&nothing));

@@ -14,6 +14,7 @@ use tickmesh_protocol::client::{ClientMessage, ControlMessage, ServerMessage};
 use tokio::{
     net::TcpStream,
     runtime::{Builder, Runtime},
+    task::AbortHandle,
     time::{sleep, timeout},
 };
 use tokio_tungstenite::{
@@ -44,10 +45,10 @@ pub struct Watchers {
 }
 
 /// One client.
-#[derive(Clone)]
 pub struct Watcher {
     pub name: String,
     shared: Arc<Shared>,
+    task: AbortHandle,
 }
 
 struct Shared {
@@ -74,13 +75,13 @@ impl Watchers {
         let seen = Seen { checker: Checker::new(&names), pauses: Pauses::new(names.len()), confirmed: 0 };
         let shared = Arc::new(Shared { seen: Mutex::new(seen), connections: AtomicU64::new(0) });
         let theirs = shared.clone();
-        self.runtime.spawn(async move {
+        let task = self.runtime.spawn(async move {
             loop {
                 theirs.follow(&url).await;
                 sleep(AGAIN).await;
             }
         });
-        Watcher { name, shared }
+        Watcher { name, shared, task: task.abort_handle() }
     }
 }
 
@@ -103,6 +104,11 @@ impl Watcher {
 
     pub fn longest_pause(&self, from: Instant, until: Instant) -> Duration {
         self.shared.seen().pauses.longest(from, until)
+    }
+
+    /// Leaves the edge.
+    pub fn end(&self) {
+        self.task.abort();
     }
 
     /// Connections made so far.
