@@ -50,6 +50,7 @@ fn two_ingest_peers_lose_nothing() {
     rig.fault("all ingest peers killed", |rig| faults::kill_all_ingest(rig, Disks::Kept));
     rig.fault("all killed, one disk lost", |rig| faults::kill_all_ingest(rig, Disks::OneLost));
     rig.fault("all killed, all disks lost", |rig| faults::kill_all_ingest(rig, Disks::AllLost));
+    rig.fault("edge frozen until messages are dropped", faults::freeze_edge);
     rig.fault("too much", faults::saturate);
     rig.finish();
 }
@@ -60,7 +61,6 @@ fn three_ingest_peers_lose_nothing() {
     rig.fault("no fault", faults::nothing);
     rig.fault("leader frozen", faults::freeze_leader);
     rig.fault("leader killed and started again", faults::kill_leaders);
-    rig.fault("edge frozen until messages are dropped", faults::freeze_edge);
     rig.fault("edge restarted", faults::restart_edge);
     rig.fault("clients join while the leader is killed", faults::join_while_leader_is_killed);
     rig.fault("broker killed", faults::kill_broker);

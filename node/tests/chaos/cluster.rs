@@ -19,7 +19,10 @@ const EDGES: [(&str, &str); 3] =
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
 /// Longer batches than by default: unoptimized peers on two cores sign and check what five of them make.
-const INGEST: &str = "[ingest]\nbatch = \"5ms\"\nmax_batches = 400\n";
+const INGEST: &str = "[ingest]\nbatch = \"3ms\"\n";
+
+/// What waits for a client that is slow: these share two busy cores with everything else, and a backlog comes at once.
+const EDGE: &str = "[edge.queue]\nframes = 500000\nbytes = \"256MiB\"\n";
 
 /// What is read of `/metrics`: name here, metric, part of its labels.
 const COUNTED: [(&str, &str, &str); 10] = [
@@ -89,7 +92,7 @@ impl Cluster {
         let mut edges = Vec::new();
         for (name, region) in EDGES {
             network.key(name);
-            edges.push(start(name, region, "[\"edge\"]", Ports { edge: port(), mesh: port() }, ""));
+            edges.push(start(name, region, "[\"edge\"]", Ports { edge: port(), mesh: port() }, EDGE));
         }
         Self { ingest, edges, network }
     }
@@ -133,8 +136,8 @@ impl Cluster {
         self.ingest.iter_mut().chain(&mut self.edges)
     }
 
-    /// Keeps the logs of all peers where they outlive the test; the folder.
-    pub fn keep_logs(&self) -> PathBuf {
+    /// Keeps the logs of all peers where they outlive the test.
+    fn keep_logs(&self) {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-{}", std::process::id()));
         fs::create_dir_all(&folder).expect("a folder for logs");
         for entry in fs::read_dir(self.network.folder()).expect("the network's folder").flatten() {
@@ -142,7 +145,15 @@ impl Cluster {
                 fs::copy(entry.path(), folder.join(entry.file_name())).expect("a log is copied");
             }
         }
-        folder
+        println!("the peers' logs are in {}", folder.display());
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.keep_logs();
+        }
     }
 }
 

@@ -2,13 +2,18 @@
 
 use std::time::{Duration, Instant};
 
-use crate::{node::wait_until, rig::Rig};
+use crate::rig::Rig;
 
 /// How long the load goes on after a fault before the next step, so that what it causes is seen.
 const AFTERWARDS: Duration = Duration::from_secs(1);
 
 /// Kills in the moment of silence, at most: each is another chance for the end of a stream to be lost.
 const SILENT_KILLS: usize = 10;
+
+/// A frozen edge's connections are given up after 15 seconds without a pong; messages are dropped before that, or not at
+/// all, and then it is tried again.
+const LONGEST_FREEZE: Duration = Duration::from_secs(20);
+const FREEZES: usize = 3;
 
 /// How many times the usual rate is more than two cores carry, and in how many parts that is measured.
 const OVERLOAD: u64 = 5;
@@ -132,25 +137,39 @@ pub fn kill_broker(rig: &mut Rig) {
 
 /// An edge stands still until messages to it are dropped, then goes on.
 pub fn freeze_edge(rig: &mut Rig) {
-    let drops = |rig: &mut Rig| -> f64 {
-        rig.cluster.ingest.iter_mut().map(|ingest| ingest.counts().get("queue drops")).sum()
-    };
-    let before = drops(rig);
-    let begun = Instant::now();
+    for _ in 0..FREEZES {
+        let begun = Instant::now();
+        let dropped = frozen_edge_drops(rig);
+        let frozen = begun.elapsed();
+        rig.cluster.edges[0].node.thaw();
+        let thawed = Instant::now();
+        rig.catch_up();
+        rig.note(format!(
+            "{dropped} messages dropped after {frozen:.1?}, complete {:.1?} later",
+            thawed.elapsed()
+        ));
+        rig.go_on(AFTERWARDS);
+        if dropped > 0.0 {
+            return;
+        }
+    }
+    panic!("no message to a frozen edge was dropped, {FREEZES} times");
+}
+
+/// Freezes an edge until messages to it are dropped; how many. None if its connections were given up before.
+fn frozen_edge_drops(rig: &mut Rig) -> f64 {
+    let mut drops =
+        || -> f64 { rig.cluster.ingest.iter_mut().map(|ingest| ingest.counts().get("queue drops")).sum() };
+    let before = drops();
     rig.cluster.edges[0].node.freeze();
-    let dropped = wait_until("messages to the frozen edge are dropped", || {
-        let dropped = drops(rig) - before;
-        (dropped > 0.0).then_some(dropped)
-    });
-    let frozen = begun.elapsed();
-    rig.cluster.edges[0].node.thaw();
-    let thawed = Instant::now();
-    rig.catch_up();
-    rig.note(format!(
-        "{dropped} messages dropped after {frozen:.1?}, complete {:.1?} later",
-        thawed.elapsed()
-    ));
-    rig.go_on(AFTERWARDS);
+    let end = Instant::now() + LONGEST_FREEZE;
+    loop {
+        let dropped = drops() - before;
+        if dropped > 0.0 || Instant::now() > end {
+            return dropped;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// An edge is asked to end and started again, then killed and started again; its clients come back by themselves.

@@ -22,8 +22,9 @@ pub const PARTITIONS: i32 = KEYS as i32;
 
 pub const TOPIC: &str = "chaos";
 
-/// How often the producer wakes: with 5,000 records a second it writes 25 at once, two of each stream.
-const BEAT: Duration = Duration::from_millis(5);
+/// How often the producer wakes: with 5,000 records a second it writes ten at once, so that each topic has an event for
+/// each of its batches.
+const BEAT: Duration = Duration::from_millis(2);
 
 /// Records written at once after the rate was changed or the broker was away; more would be another test.
 const MOST_PER_BEAT: u64 = 2_000;
@@ -52,7 +53,7 @@ impl Load {
     pub fn start(mut client: ClientConfig) -> Self {
         client
             .set("enable.idempotence", "true")
-            .set("linger.ms", "2")
+            .set("linger.ms", "1")
             // A broker that is away for half a minute is waited for.
             .set("queue.buffering.max.messages", "1000000")
             .set("message.timeout.ms", "300000");

@@ -158,6 +158,10 @@ impl Rig {
         if env::var("TICKMESH_CHAOS_ONLY").is_ok_and(|only| !name.contains(&only)) {
             return;
         }
+        self.always(name, fault);
+    }
+
+    fn always(&mut self, name: &str, fault: impl FnOnce(&mut Self)) {
         let before = self.mark();
         self.load.set_rate(self.form.rate);
         fault(self);
@@ -189,7 +193,7 @@ impl Rig {
 
     /// Lets the log end, and fails unless everything was right all the time.
     pub fn finish(mut self) {
-        self.fault("the log falls silent", |rig| rig.load.set_rate(0));
+        self.always("the log falls silent", |rig| rig.load.set_rate(0));
         for client in &self.clients {
             let found = client.findings();
             for story in &found.stories {
@@ -198,10 +202,7 @@ impl Rig {
         }
         let wrong: Vec<&str> =
             self.rows.iter().filter(|row| !row.is_lossless()).map(|row| &*row.fault).collect();
-        if !wrong.is_empty() {
-            let logs = self.cluster.keep_logs();
-            panic!("not lossless: {wrong:?}; the peers' logs are in {}", logs.display());
-        }
+        assert!(wrong.is_empty(), "not lossless: {wrong:?}");
     }
 
     fn mark(&mut self) -> Mark {
