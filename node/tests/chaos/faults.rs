@@ -14,6 +14,7 @@ const SILENT_KILLS: usize = 10;
 /// all, and then it is tried again.
 const LONGEST_FREEZE: Duration = Duration::from_secs(20);
 const FREEZES: usize = 3;
+const FAST_BEAT: Duration = Duration::from_millis(2);
 
 /// How many times the usual rate is more than two cores carry, and in how many parts that is measured.
 const OVERLOAD: u64 = 5;
@@ -137,6 +138,8 @@ pub fn kill_broker(rig: &mut Rig) {
 
 /// An edge stands still until messages to it are dropped, then goes on.
 pub fn freeze_edge(rig: &mut Rig) {
+    // Messages fill a queue, not bytes.
+    rig.load.set_beat(FAST_BEAT);
     for _ in 0..FREEZES {
         let begun = Instant::now();
         let dropped = frozen_edge_drops(rig);
@@ -150,6 +153,7 @@ pub fn freeze_edge(rig: &mut Rig) {
         ));
         rig.go_on(AFTERWARDS);
         if dropped > 0.0 {
+            rig.load.set_beat(rig.form.beat);
             return;
         }
     }

@@ -22,10 +22,6 @@ pub const PARTITIONS: i32 = KEYS as i32;
 
 pub const TOPIC: &str = "chaos";
 
-/// How often the producer wakes: with 5,000 records a second it writes ten at once, so that each topic has an event for
-/// each of its batches.
-const BEAT: Duration = Duration::from_millis(2);
-
 /// Records written at once after the rate was changed or the broker was away; more would be another test.
 const MOST_PER_BEAT: u64 = 2_000;
 
@@ -43,6 +39,7 @@ pub struct Load {
 
 struct Shared {
     rate: AtomicU64,
+    beat_us: AtomicU64,
     stop: AtomicBool,
     /// Records written of each stream, which is the number of the next.
     written: Vec<AtomicU64>,
@@ -50,7 +47,7 @@ struct Shared {
 
 impl Load {
     /// Starts silent. `client`: the settings of a client of the broker.
-    pub fn start(mut client: ClientConfig) -> Self {
+    pub fn start(mut client: ClientConfig, beat: Duration) -> Self {
         client
             .set("enable.idempotence", "true")
             .set("linger.ms", "1")
@@ -59,7 +56,8 @@ impl Load {
             .set("message.timeout.ms", "300000");
         let producer = KafkaProducer::new(&client);
         let written = streams().iter().map(|_| AtomicU64::new(0)).collect();
-        let shared = Arc::new(Shared { rate: AtomicU64::new(0), stop: AtomicBool::new(false), written });
+        let (rate, beat_us) = (AtomicU64::new(0), AtomicU64::new(beat.as_micros() as u64));
+        let shared = Arc::new(Shared { rate, beat_us, stop: AtomicBool::new(false), written });
         let thread = thread::Builder::new().name("load".into());
         let theirs = shared.clone();
         let thread = thread.spawn(move || theirs.run(&producer)).expect("a thread");
@@ -69,6 +67,12 @@ impl Load {
     /// Records per second from now on, over all streams; 0 for none.
     pub fn set_rate(&self, rate: u64) {
         self.shared.rate.store(rate, Ordering::Relaxed);
+    }
+
+    /// How often records are written from now on: at 5,000 a second and each 10 ms, 50 at a time. What ingest peers get at
+    /// once they publish in one batch for each topic, and batches are what costs CPU.
+    pub fn set_beat(&self, beat: Duration) {
+        self.shared.beat_us.store(beat.as_micros() as u64, Ordering::Relaxed);
     }
 
     /// Records written so far of each stream.
@@ -92,7 +96,7 @@ impl Shared {
                 turn = (turn + 1) % names.len();
                 sent += 1;
             }
-            thread::sleep(BEAT);
+            thread::sleep(Duration::from_micros(self.beat_us.load(Ordering::Relaxed)));
         }
         producer.flush();
     }

@@ -66,7 +66,8 @@ impl fmt::Display for Row {
         for (who, cores) in &self.cores {
             write!(f, " {who} {cores:.2}")?;
         }
-        write!(f, " | {} events in {:.1} s", found.received, self.seconds)?;
+        let batches = all.get("batches") / self.seconds;
+        write!(f, " | {} events in {:.1} s, {batches:.0} batches/s", found.received, self.seconds)?;
         if self.behind > 0 {
             write!(f, "; {} did not come in time", self.behind)?;
         }

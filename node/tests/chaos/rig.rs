@@ -24,6 +24,8 @@ const CLIENTS_PER_EDGE: usize = 2;
 pub struct Form {
     /// Records per second, over all streams.
     pub rate: u64,
+    /// How often they are written.
+    pub beat: Duration,
     pub kills: usize,
     pub outage: Duration,
     pub frozen: Duration,
@@ -35,13 +37,14 @@ impl Form {
     pub fn from_env() -> Self {
         let seconds = Duration::from_secs;
         let long = env::var("TICKMESH_CHAOS").is_ok_and(|form| form == "long");
-        let (kills, outage, quiet) = if long { (100, 30, 60) } else { (5, 5, 8) };
+        let (beat, kills, outage, quiet) = if long { (2, 100, 30, 60) } else { (10, 5, 5, 8) };
         let number = |name: &str, default: u64| {
             env::var(name)
                 .map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is no number")))
         };
         Self {
             rate: number("TICKMESH_CHAOS_RATE", RATE),
+            beat: Duration::from_millis(beat),
             kills: number("TICKMESH_CHAOS_KILLS", kills) as usize,
             outage: seconds(outage),
             frozen: seconds(10),
@@ -91,7 +94,7 @@ impl Rig {
         for ingest in &cluster.ingest {
             ingest.node.wait_ready();
         }
-        let load = Load::start(broker.client());
+        let load = Load::start(broker.client(), form.beat);
         let mut rig = Self {
             form,
             cluster,
