@@ -113,6 +113,11 @@ impl KafkaBroker {
         format!("127.0.0.1:{}", self.port)
     }
 
+    /// The process of the broker, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
     /// Ends the broker at once (SIGKILL), as a machine that fails does.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
