@@ -6,7 +6,7 @@
 //! A worked example with servers A and B, for streams x and y. A refuses x and completes y; B is asked for x alone and goes
 //! away: x has failed, y is complete.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 use crate::{
     Event, Position, PublisherKey, StreamName, Topic,
@@ -22,6 +22,8 @@ pub const MAX_FETCH_STREAMS: usize = 1024;
 pub struct Fetching {
     servers: VecDeque<PublisherKey>,
     streams: Vec<Wanted>,
+    /// Places in `streams`.
+    places: HashMap<StreamName, usize>,
     asked_nobody: bool,
 }
 
@@ -32,6 +34,9 @@ struct Wanted {
     decided: Option<FeedEnd>,
     /// The newest among the oldest events of those who refused.
     refused: Option<FeedEnd>,
+    /// The server asked last has not answered for it so far.
+    open: bool,
+    /// A server was asked and did not answer.
     failed: bool,
 }
 
@@ -55,12 +60,16 @@ impl Fetching {
         if !servers.is_empty() {
             servers.rotate_left(attempt as usize % servers.len());
         }
-        let wanted = |(name, after)| Wanted { name, after, decided: None, refused: None, failed: false };
-        Self { servers, streams: streams.into_iter().map(wanted).collect(), asked_nobody: true }
+        let wanted =
+            |(name, after)| Wanted { name, after, decided: None, refused: None, open: false, failed: false };
+        let streams: Vec<_> = streams.into_iter().map(wanted).collect();
+        let places = streams.iter().enumerate().map(|(place, wanted)| (wanted.name.clone(), place)).collect();
+        Self { servers, streams, places, asked_nobody: true }
     }
 
     /// Whom to ask next, and for what; nobody if all is decided or all were asked.
     pub fn next_ask(&mut self) -> Option<Ask> {
+        self.failed();
         let streams: Vec<_> = self
             .streams
             .iter()
@@ -72,12 +81,20 @@ impl Fetching {
         }
         let server = self.servers.pop_front()?;
         self.asked_nobody = false;
+        for wanted in self.streams.iter_mut().filter(|wanted| wanted.decided.is_none()) {
+            wanted.open = true;
+        }
         Some(Ask { server, streams })
+    }
+
+    /// Servers that have not been asked.
+    pub fn others(&self) -> usize {
+        self.servers.len()
     }
 
     /// An event came from the server asked last; another one need not send it again.
     pub fn passed(&mut self, event: &Event) {
-        if let Some(wanted) = self.streams.iter_mut().find(|wanted| wanted.name == event.stream) {
+        if let Some(wanted) = self.wanted(&event.stream) {
             wanted.after = Some(event.position());
         }
     }
@@ -85,8 +102,9 @@ impl Fetching {
     /// The server asked last is done with these streams.
     pub fn ended(&mut self, ends: &[(StreamName, FeedEnd)]) {
         for (name, end) in ends {
-            let undecided = |wanted: &&mut Wanted| wanted.name == *name && wanted.decided.is_none();
-            let Some(wanted) = self.streams.iter_mut().find(undecided) else { continue };
+            let undecided = |wanted: &&mut Wanted| wanted.decided.is_none();
+            let Some(wanted) = self.wanted(name).filter(undecided) else { continue };
+            wanted.open = false;
             match end {
                 FeedEnd::Complete { .. } => wanted.decided = Some(*end),
                 // The first who refused is the best ranked.
@@ -98,15 +116,20 @@ impl Fetching {
         }
     }
 
-    /// The server asked last did not answer to the end; what it decided before counts.
+    /// The server asked last will not answer any more; what it answered before counts.
     pub fn failed(&mut self) {
-        for wanted in self.streams.iter_mut().filter(|wanted| wanted.decided.is_none()) {
-            wanted.failed = true;
+        for wanted in &mut self.streams {
+            wanted.failed |= std::mem::take(&mut wanted.open);
         }
     }
 
+    fn wanted(&mut self, name: &StreamName) -> Option<&mut Wanted> {
+        self.streams.get_mut(*self.places.get(name)?)
+    }
+
     /// How it ended for each stream, when there is nobody else to ask.
-    pub fn results(self) -> impl Iterator<Item = (StreamName, Fetched)> {
+    pub fn results(mut self) -> impl Iterator<Item = (StreamName, Fetched)> {
+        self.failed();
         let asked_nobody = self.asked_nobody;
         self.streams.into_iter().map(move |wanted| {
             let result = match (wanted.decided, wanted.refused) {

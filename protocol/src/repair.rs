@@ -54,8 +54,8 @@ const REFUSALS: u32 = 2;
 /// names a `previous` that nobody has.
 const CONTRADICTIONS: u32 = 4;
 
-/// Fetches in a row from servers that stood before what was claimed, until the claim is dropped: about 3 s. A true one is
-/// repeated.
+/// Fetches in a row from servers that stood before what was claimed when they were asked, until the claim is dropped: about
+/// 3 s. A true one is repeated.
 const UNPROVEN: u32 = 6;
 
 /// Fetches in a row from servers that stood before what is held, until that is dropped: about a minute, which an ingest peer
@@ -144,16 +144,24 @@ struct Hole {
     held: Held,
     /// Somebody says that the stream stands here.
     claimed: Option<Position>,
-    /// Nobody claims anything, but something may have been missed.
+    /// Nobody claims anything, but something may have been missed; the running fetch will tell whether what was suspected
+    /// before it began is so.
     suspected: bool,
+    examined: bool,
     /// Events had to be dropped: *catching up*.
     dropped: bool,
     fetch: FetchState,
+    /// In a row: fetches that brought nothing, were refused, failed. What comes by feed begins the rows anew; what comes
+    /// by gossip does not, or a busy stream would never be done with something that does not exist.
     barren: u32,
     refusals: u32,
     failures: u32,
-    /// Where the stream stood when the running fetch began.
+    /// In a row: fetches from servers that stood before what was claimed, before what is held.
+    unproven: u32,
+    behind: u32,
+    /// Where the stream stood when the running fetch began, and what was claimed then.
     began_at: Option<Position>,
+    sought: Option<Position>,
     /// The hole is lost for good up to this event, the oldest there is: the next event by feed is delivered whatever is
     /// missing before it.
     forgiven: Option<Position>,
@@ -254,7 +262,7 @@ impl Repair {
                 verdict @ (Verdict::Next | Verdict::Reset { .. }) => {
                     deliver(link, event.clone(), verdict, outputs);
                     if let Some(open) = hole {
-                        open.progress(link, outputs);
+                        open.progress(link, way, outputs);
                         if open.is_mended() {
                             *hole = None;
                         }
@@ -272,15 +280,10 @@ impl Repair {
                         }
                         outputs.push(Output::Gap { after });
                         deliver_after_gap(link, event.clone(), outputs);
-                        hole.progress(link, outputs);
+                        hole.progress(link, way, outputs);
                         return Received::Delivered;
                     }
-                    let received = hole.held.keep_oldest(event);
-                    if received == Received::Dropped {
-                        hole.dropped = true;
-                        hole.claim(event.position());
-                    }
-                    received
+                    hole.hold(event, link, now)
                 }
             },
         }
@@ -308,7 +311,9 @@ impl Repair {
     /// stream's position will be fetched once.
     pub fn suspect(&mut self, now: Moment) {
         let State::Live { hole, .. } = &mut self.state else { return };
-        hole.get_or_insert_with(|| Box::new(Hole::new(now))).suspected = true;
+        let hole = hole.get_or_insert_with(|| Box::new(Hole::new(now)));
+        hole.suspected = true;
+        hole.hurry(now);
     }
 
     /// When the next fetch is due, if one is needed and none is running.
@@ -327,14 +332,15 @@ impl Repair {
         }
         hole.fetch = FetchState::Running;
         hole.began_at = link.last();
+        hole.sought = hole.claimed;
+        hole.examined = std::mem::take(&mut hole.suspected);
         self.fetch_id = self.fetch_id.wrapping_add(1);
         let after = match hole.forgiven {
             None => link.last(),
             // The position just before; if there is none, the oldest is asked for by name of nothing.
             Some(oldest) => oldest.sequence.before().map(|sequence| Position { sequence, ..oldest }),
         };
-        let attempt = hole.barren + hole.refusals + hole.failures;
-        Some(Fetch { id: self.fetch_id, after, attempt })
+        Some(Fetch { id: self.fetch_id, after, attempt: hole.vain() })
     }
 
     /// A fetch has ended; what it brought was received before.
@@ -396,12 +402,16 @@ impl Hole {
             held: Held::default(),
             claimed: None,
             suspected: false,
+            examined: false,
             dropped: false,
             fetch: FetchState::Due(now + GRACE),
             barren: 0,
             refusals: 0,
             failures: 0,
+            unproven: 0,
+            behind: 0,
             began_at: None,
+            sought: None,
             forgiven: None,
         }
     }
@@ -413,9 +423,38 @@ impl Hole {
         }
     }
 
+    /// Keeps an event that came after something missing.
+    fn hold(&mut self, event: &Event, link: &Link, now: Moment) -> Received {
+        let oldest = self.held.oldest(link);
+        let received = self.held.keep_oldest(event);
+        if received == Received::Dropped {
+            self.dropped = true;
+            self.claim(event.position());
+        }
+        // What is missing is nearer than what has been looked for: that pause need not be waited for.
+        if self.held.oldest(link) != oldest {
+            self.hurry(now);
+        }
+        received
+    }
+
+    /// Does not wait for the end of a pause.
+    fn hurry(&mut self, now: Moment) {
+        if let FetchState::Due(at) = self.fetch {
+            self.fetch = FetchState::Due(at.min(now + GRACE));
+        }
+    }
+
+    /// Fetches in vain of all kinds.
+    fn vain(&self) -> u32 {
+        self.barren + self.refusals + self.failures + self.unproven + self.behind
+    }
+
     /// Puts out what was held and follows now.
-    fn progress(&mut self, link: &mut Link, outputs: &mut Vec<Output>) {
-        (self.barren, self.refusals, self.failures) = (0, 0, 0);
+    fn progress(&mut self, link: &mut Link, way: Way, outputs: &mut Vec<Output>) {
+        if way == Way::Feed {
+            (self.barren, self.refusals, self.failures) = (0, 0, 0);
+        }
         self.held.release(link, outputs);
         if self.claimed.is_none_or(|claimed| !is_newer(link, claimed)) {
             self.claimed = None;
@@ -425,26 +464,30 @@ impl Hole {
 
     /// Nothing is missing any more, as far as is known. A fetch that is still running then brings duplicates.
     fn is_mended(&self) -> bool {
-        self.held.count == 0 && self.claimed.is_none() && !self.suspected && self.forgiven.is_none()
+        self.held.count == 0
+            && self.claimed.is_none()
+            && !self.suspected
+            && !self.examined
+            && self.forgiven.is_none()
     }
 
     fn ended(&mut self, end: Fetched, link: &mut Link, now: Moment, outputs: &mut Vec<Output>) {
-        self.suspected &= end == Fetched::Failed;
+        self.suspected |= std::mem::take(&mut self.examined) && end == Fetched::Failed;
         match end {
             Fetched::Failed => {
                 self.failures += 1;
                 self.fetch = FetchState::Due(now + pause(self.failures));
             }
-            Fetched::Ended(FeedEnd::Complete { .. }) if link.last() != self.began_at => {
-                // What else is missing came while this page was on its way.
-                self.forgiven = None;
-                self.fetch = FetchState::Due(now);
-            }
             Fetched::Ended(FeedEnd::Complete { head }) => {
                 self.forgiven = None;
-                self.barren += 1;
-                self.fetch = FetchState::Due(now + pause(self.barren));
-                self.brought_nothing(head, link, outputs);
+                self.compare(head, link);
+                // If it brought something, what else is missing most likely came while this was on its way.
+                if link.last() == self.began_at {
+                    self.barren += 1;
+                    self.brought_nothing(head, link, outputs);
+                }
+                let vain = self.barren.max(self.unproven).max(self.behind);
+                self.fetch = FetchState::Due(if vain == 0 { now } else { now + pause(vain) });
             }
             Fetched::Ended(FeedEnd::Refused { oldest }) => {
                 self.refusals += 1;
@@ -460,33 +503,63 @@ impl Hole {
         }
     }
 
-    /// A server that stands at `head` had nothing new.
-    fn brought_nothing(&mut self, head: Option<Position>, link: &mut Link, outputs: &mut Vec<Output>) {
-        let covers = |position: Position| {
-            head.is_some_and(|head| head.epoch == position.epoch && head.sequence >= position.sequence)
+    /// A server gave all it has, up to `head`: what is claimed or held beyond that is not believed for ever, however
+    /// much else comes meanwhile.
+    fn compare(&mut self, head: Option<Position>, link: &Link) {
+        self.unproven = match self.sought {
+            Some(sought) if !covers(head, sought) => self.unproven + 1,
+            _ => 0,
         };
-        if self.barren >= UNPROVEN || self.claimed.is_some_and(|claimed| self.barren > 1 && covers(claimed)) {
-            self.claimed = None;
-            self.dropped = false;
+        if self.unproven >= UNPROVEN {
+            self.unproven = 0;
+            self.disbelieve();
         }
-        let Some(oldest) = self.held.oldest(link) else { return };
-        if covers(oldest) && self.barren >= CONTRADICTIONS {
-            self.tell_and_go_on(link, outputs);
-        } else if self.barren >= BEHIND {
+        self.behind = match self.held.oldest(link) {
+            Some(oldest) if !covers(head, oldest) => self.behind + 1,
+            _ => 0,
+        };
+        if self.behind >= BEHIND {
+            self.behind = 0;
             self.held = Held::default();
         }
     }
 
+    /// A server that stands at `head` had nothing new.
+    fn brought_nothing(&mut self, head: Option<Position>, link: &mut Link, outputs: &mut Vec<Output>) {
+        if self.barren > 1 && self.claimed.is_some_and(|claimed| covers(head, claimed)) {
+            self.disbelieve();
+        }
+        let contradicted = self.held.oldest(link).is_some_and(|oldest| covers(head, oldest));
+        if contradicted && self.barren >= CONTRADICTIONS {
+            self.tell_and_go_on(link, outputs);
+        }
+    }
+
+    fn disbelieve(&mut self) {
+        self.claimed = None;
+        self.dropped = false;
+    }
+
     /// Everybody refused: the hole is lost.
     fn refused(&mut self, oldest: Option<Position>, link: &mut Link, now: Moment, outputs: &mut Vec<Output>) {
-        if let Some(oldest) = oldest.filter(|oldest| is_newer(link, *oldest)) {
-            self.forgiven = Some(oldest);
+        let newer = oldest.filter(|oldest| is_newer(link, *oldest));
+        // What is held may be older than all that servers still have; then it comes first.
+        let held_first = self.held.oldest(link).is_some_and(|held| {
+            let same_epoch = link.last().is_none_or(|last| last.epoch == held.epoch);
+            newer.is_none_or(|oldest| {
+                same_epoch && (oldest.epoch != held.epoch || held.sequence < oldest.sequence)
+            })
+        });
+        if newer.is_some() && !held_first && self.forgiven.is_none() {
+            self.forgiven = newer;
             self.fetch = FetchState::Due(now);
             return;
         }
-        // Nobody has anything newer but what is held here.
-        self.claimed = None;
-        self.dropped = false;
+        self.forgiven = None;
+        if !held_first {
+            // Nobody has anything newer but what is held here.
+            self.disbelieve();
+        }
         self.tell_and_go_on(link, outputs);
     }
 
@@ -495,9 +568,14 @@ impl Hole {
         if let Some(event) = self.held.pop_oldest(link) {
             outputs.push(Output::Gap { after: link.last() });
             deliver_after_gap(link, event, outputs);
-            self.progress(link, outputs);
+            self.progress(link, Way::Feed, outputs);
         }
     }
+}
+
+/// Whether one who stands at `head` has come to a position.
+fn covers(head: Option<Position>, position: Position) -> bool {
+    head.is_some_and(|head| head.epoch == position.epoch && head.sequence >= position.sequence)
 }
 
 /// The pause before the next try.

@@ -137,6 +137,8 @@ pub struct Standing {
     /// Events held that have neither been published nor seen.
     pub unpublished: usize,
     pub streams: usize,
+    /// The stream that moved last, and its head.
+    pub newest: Option<(StreamName, Position)>,
 }
 
 /// What this peer has still to publish or to see published.
@@ -418,6 +420,11 @@ impl Publisher {
                 leads: lane.leads(self.me),
                 unpublished: lane.unpublished.len(),
                 streams: state.streams.len(),
+                newest: state
+                    .streams
+                    .iter()
+                    .max_by_key(|(_, stream)| stream.since)
+                    .map(|(name, stream)| (name.clone(), stream.head)),
             })
         })
     }
@@ -490,7 +497,7 @@ impl Publisher {
         let better = lane.order[..rank].iter().filter_map(|key| self.peers.get(key));
         let heard = better.filter_map(|peer| peer.heard).max();
         let leader = lane.order.first().and_then(|leader| self.peers.get(leader));
-        let late = self.lateness() * 4;
+        let late = self.late.map_or(Duration::ZERO, |(_, late)| late.min(FROZEN)) * 4;
         let rank = u32::try_from(rank).unwrap_or(u32::MAX);
         let silent = heard.map_or(oldest, |heard| heard.max(oldest)) + self.timeout(leader) * rank + late;
         let usual = leader.map_or(Duration::ZERO, |leader| leader.lag.p99());
@@ -505,8 +512,10 @@ impl Publisher {
         bounded * leader.map_or(1, |leader| 1 << leader.lengthened)
     }
 
-    fn lateness(&self) -> Duration {
-        self.late.map_or(Duration::ZERO, |(_, late)| late.min(FROZEN))
+    /// How late its own loop was lately, at most [`FROZEN`].
+    pub fn lateness(&self, now: Moment) -> Duration {
+        let counts = self.late.filter(|(at, _)| now.since(*at) <= LATE_COUNTS);
+        counts.map_or(Duration::ZERO, |(_, late)| late.min(FROZEN))
     }
 
     /// Decides up to when events of a lane that is due go out; a follower takes over.

@@ -1,13 +1,16 @@
 //! The mesh, as the edge and ingest see it.
 
-use futures_util::future::BoxFuture;
+use futures_util::{future::BoxFuture, stream::BoxStream};
 use tickmesh_protocol::{
     SignedBatch, Topic,
+    feed::FeedFrame,
+    fetching::Ask,
     head::{HeadReply, HeadRequest},
 };
+use tokio::sync::watch;
 
 use crate::{
-    edge::{Unavailable, Upstream},
+    edge::{Servers, Unavailable, Upstream},
     ingest::Outlet,
     mesh::{MeshHandle, Role},
 };
@@ -28,6 +31,14 @@ impl Upstream for MeshUpstream {
         Box::pin(async move {
             mesh.heads(request).await.map_err(|error| Unavailable { reason: error.to_string() })
         })
+    }
+
+    fn servers(&self) -> watch::Receiver<Servers> {
+        watch::Sender::new(Servers::new()).subscribe()
+    }
+
+    fn fetch(&self, _: &Topic, _: Ask) -> BoxStream<'static, Result<FeedFrame, Unavailable>> {
+        Box::pin(futures_util::stream::empty())
     }
 }
 

@@ -13,6 +13,7 @@ use rdkafka::{
     error::KafkaError,
     types::RDKafkaErrorCode,
 };
+use tickmesh_protocol::Epoch;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
@@ -20,7 +21,8 @@ use super::{
     context::{Context, Status},
     describe::describe_topics,
     discovery::RPC_TIMEOUT,
-    reading::{epoch_of, record_of},
+    numbering::epoch_of,
+    reading::record_of,
 };
 use crate::source::{LogReader, ReadError, Record};
 
@@ -116,7 +118,7 @@ struct Server {
 struct Range {
     topic: Arc<str>,
     partition: i32,
-    log: String,
+    epoch: Epoch,
     from: i64,
     until: i64,
 }
@@ -148,7 +150,7 @@ impl Server {
                 .map_err(|error| unavailable(error.to_string()))?,
         };
         let client = self.client.insert(client);
-        let range = locate(client, &mut self.cluster, request)?;
+        let range = locate(client, &self.status, &mut self.cluster, request)?;
         if range.from >= range.until {
             return Ok(Vec::new());
         }
@@ -163,6 +165,7 @@ impl Server {
 /// Finds out which log it is, and what of the range it holds.
 fn locate(
     client: &BaseConsumer<Context>,
+    status: &Status,
     cluster: &mut Option<String>,
     request: &Request,
 ) -> Result<Range, ReadError> {
@@ -192,8 +195,10 @@ fn locate(
         let oldest = low.unsigned_abs();
         return Err(ReadError::Trimmed { topic, partition: request.partition, from: request.from, oldest });
     }
+    let log = format!("{cluster}/{topic}/{}", found.id);
     Ok(Range {
-        log: format!("{cluster}/{topic}/{}", found.id),
+        // Which of its epochs a partition is in is known to who reads live.
+        epoch: epoch_of(&log, partition, status.generation(&log, partition)),
         topic: topic.into(),
         partition,
         from,
@@ -205,7 +210,6 @@ fn locate(
 fn collect(client: &BaseConsumer<Context>, range: &Range) -> Result<Vec<Record>, ReadError> {
     let unavailable =
         |reason: &str| ReadError::Unavailable { topic: range.topic.to_string(), reason: reason.to_owned() };
-    let epoch = epoch_of(&range.log, range.partition);
     let deadline = Instant::now() + READ_DEADLINE;
     let mut records = Vec::new();
     let mut bytes = 0;
@@ -223,7 +227,7 @@ fn collect(client: &BaseConsumer<Context>, range: &Range) -> Result<Vec<Record>,
                     if bytes > MAX_READ_BYTES {
                         return Err(unavailable("the range holds too many bytes, read it in pieces"));
                     }
-                    records.push(record_of(&message, range.topic.clone(), epoch));
+                    records.push(record_of(&message, range.topic.clone(), range.epoch));
                 }
                 if message.offset().saturating_add(1) >= range.until {
                     return Ok(records);
