@@ -54,6 +54,11 @@ impl Link {
         self.read.iter().find(|read| read.epoch == epoch).copied()
     }
 
+    /// Whether an empty stream may have events of an epoch, by what is known.
+    pub fn may_hold(&self, epoch: Epoch) -> bool {
+        self.read.is_empty() || self.empty_before(epoch).is_some()
+    }
+
     pub fn last(&self) -> Option<Position> {
         self.last
     }

@@ -217,10 +217,10 @@ impl Repair {
             return;
         };
         let (held, claimed) = (std::mem::take(held), claimed.take());
-        let head = link.last();
+        let (head, empty) = (link.last(), link.clone());
         self.state = State::Live { link, hole: None };
         for (epoch, events) in held.epochs {
-            if head.is_none_or(|head| head.epoch == epoch) {
+            if head.map_or_else(|| empty.may_hold(epoch), |head| head.epoch == epoch) {
                 for event in events.into_values() {
                     self.receive(&event, Way::Gossip, now, outputs);
                 }
