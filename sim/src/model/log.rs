@@ -14,8 +14,8 @@ pub struct Log {
 
 #[derive(Debug)]
 pub struct Partition {
-    /// How often it was made anew.
-    generation: u64,
+    /// The epochs it has had, the last one included.
+    epochs: Vec<Epoch>,
     epoch: Epoch,
     /// Position of `records[0]`.
     base: u64,
@@ -60,12 +60,9 @@ pub struct Read {
 impl Log {
     /// `first[p]` is the position at which partition `p` begins.
     pub fn new(seed: u64, first: &[u64], streams: usize) -> Self {
-        let partitions = first.iter().enumerate().map(|(partition, first)| Partition {
-            generation: 0,
-            epoch: epoch(seed, partition, 0),
-            base: *first,
-            begin: *first,
-            records: Vec::new(),
+        let partitions = first.iter().enumerate().map(|(partition, first)| {
+            let epoch = epoch(seed, partition, 0);
+            Partition { epochs: vec![epoch], epoch, base: *first, begin: *first, records: Vec::new() }
         });
         Self { partitions: partitions.collect(), streams: vec![Vec::new(); streams] }
     }
@@ -95,9 +92,10 @@ impl Log {
     pub fn recreate(&mut self, seed: u64, partition: usize, now: Time) -> Epoch {
         let end = self.partitions[partition].end();
         self.drop_before(partition, end, now, true);
-        let generation = self.partitions[partition].generation + 1;
-        let epoch = epoch(seed, partition, generation);
-        self.partitions[partition] = Partition { generation, epoch, base: 0, begin: 0, records: Vec::new() };
+        let mut epochs = std::mem::take(&mut self.partitions[partition].epochs);
+        let epoch = epoch(seed, partition, epochs.len());
+        epochs.push(epoch);
+        self.partitions[partition] = Partition { epochs, epoch, base: 0, begin: 0, records: Vec::new() };
         epoch
     }
 
@@ -175,6 +173,11 @@ impl Partition {
         self.epoch
     }
 
+    /// How many epochs were before this one; none, if it never was one of this partition.
+    pub fn generation(&self, epoch: Epoch) -> Option<usize> {
+        self.epochs.iter().position(|known| *known == epoch)
+    }
+
     /// Position of the oldest record that can be read.
     pub fn begin(&self) -> u64 {
         self.begin
@@ -186,9 +189,9 @@ impl Partition {
     }
 }
 
-fn epoch(seed: u64, partition: usize, generation: u64) -> Epoch {
+fn epoch(seed: u64, partition: usize, generation: usize) -> Epoch {
     // Epochs are hashes: neither in order nor near one another.
-    Epoch::from_u64(super::random::Random::of(seed, (partition as u64) << 32 | generation).next())
+    Epoch::from_u64(super::random::Random::of(seed, (partition as u64) << 32 | generation as u64).next())
 }
 
 fn sequence(number: u64) -> Sequence {
