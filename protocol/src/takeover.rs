@@ -420,7 +420,7 @@ impl Publisher {
                     .streams
                     .iter()
                     .max_by_key(|(_, stream)| stream.since)
-                    .map(|(name, stream)| (name.clone(), stream.head)),
+                    .and_then(|(name, stream)| Some((name.clone(), stream.head?))),
             })
         })
     }

@@ -1,9 +1,13 @@
 //! The mesh, as the edge and ingest see it.
 
-use futures_util::{future::BoxFuture, stream::BoxStream};
+use futures_util::{
+    StreamExt,
+    future::BoxFuture,
+    stream::{self, BoxStream},
+};
 use tickmesh_protocol::{
     SignedBatch, Topic,
-    feed::FeedFrame,
+    feed::{FeedFrame, FeedRequest},
     fetching::Ask,
     head::{HeadReply, HeadRequest},
 };
@@ -12,7 +16,7 @@ use tokio::sync::watch;
 use crate::{
     edge::{Servers, Unavailable, Upstream},
     ingest::Outlet,
-    mesh::{MeshHandle, Role},
+    mesh::{FeedError, MeshHandle, Role},
 };
 
 pub(super) struct MeshUpstream(pub(super) MeshHandle);
@@ -34,11 +38,24 @@ impl Upstream for MeshUpstream {
     }
 
     fn servers(&self) -> watch::Receiver<Servers> {
-        watch::Sender::new(Servers::new()).subscribe()
+        self.0.live_publishers()
     }
 
-    fn fetch(&self, _: &Topic, _: Ask) -> BoxStream<'static, Result<FeedFrame, Unavailable>> {
-        Box::pin(futures_util::stream::empty())
+    fn fetch(&self, topic: &Topic, ask: Ask) -> BoxStream<'static, Result<FeedFrame, Unavailable>> {
+        let (mesh, topic) = (self.0.clone(), topic.clone());
+        let opened = async move {
+            let request = FeedRequest::Streams { topic, after: ask.streams, live: false };
+            match mesh.feed(ask.server, request).await {
+                Ok(reader) => stream::unfold(reader, |mut reader| async move {
+                    let frame = reader.next().await.transpose()?;
+                    Some((frame, reader))
+                })
+                .boxed(),
+                Err(error) => stream::iter([Err(error)]).boxed(),
+            }
+        };
+        let unavailable = |error: FeedError| Unavailable { reason: error.to_string() };
+        stream::once(opened).flatten().map(move |frame| frame.map_err(unavailable)).boxed()
     }
 }
 

@@ -129,14 +129,14 @@ impl Core {
 
     pub(super) fn take(&mut self, lane: &mut Lane, event: SourceEvent) {
         match event {
-            SourceEvent::Begin { topic, partition, epoch, position, first } => {
+            SourceEvent::Begin { topic, partition, epoch, position, first, term } => {
                 match Sequence::new(position) {
                     Ok(position) => self.sequencer.begin(epoch, position, first),
                     Err(error) => {
                         tracing::error!(source = lane.source, %error, "partition begins beyond any sequence");
                     }
                 }
-                self.note_partition(lane.id, epoch, topic, partition, None);
+                self.note_partition(lane.id, epoch, topic, partition, term);
                 lane.warmth.begun(epoch);
             }
             SourceEvent::Reached { epoch, position } => {
