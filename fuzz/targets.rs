@@ -7,7 +7,10 @@ use ed25519_dalek::Signer;
 use tickmesh_protocol::{
     SignedBatch, SigningKey, StreamName, Topic,
     client::{ClientMessage, ServerMessage},
-    codec::{decode_head_reply, decode_head_request, encode_head_reply, encode_head_request},
+    codec::{
+        decode_feed_frame, decode_feed_request, decode_head_reply, decode_head_request, encode_feed_frame,
+        encode_feed_request, encode_head_reply, encode_head_request,
+    },
     stream::{escape_key, is_part},
 };
 
@@ -19,6 +22,8 @@ pub const ALL: &[(&str, Target)] = &[
     ("batch", batch),
     ("head_request", head_request),
     ("head_reply", head_reply),
+    ("feed_request", feed_request),
+    ("feed_frame", feed_frame),
     ("client_message", client_message),
     ("server_message", server_message),
     ("names", names),
@@ -57,6 +62,22 @@ pub fn head_reply(bytes: &[u8]) {
     if let Ok(reply) = decode_head_reply(bytes) {
         let again = encode_head_reply(&reply).expect("what was read can be written");
         assert_eq!(decode_head_reply(&again), Ok(reply));
+    }
+}
+
+pub fn feed_request(bytes: &[u8]) {
+    if let Ok(request) = decode_feed_request(bytes) {
+        let again = encode_feed_request(&request).expect("what was read can be written");
+        assert_eq!(decode_feed_request(&again), Ok(request));
+    }
+}
+
+/// Frames as they are. What is behind the check of a page's signature is met by [`batch`]: it is the same format.
+pub fn feed_frame(bytes: &[u8]) {
+    let bytes = bytes.to_vec().into();
+    if let Ok(frame) = decode_feed_frame(&bytes) {
+        let again = encode_feed_frame(&frame).expect("what was read can be written");
+        assert_eq!(decode_feed_frame(&again.into()), Ok(frame));
     }
 }
 

@@ -123,6 +123,7 @@ impl Bound {
         let ports = mesh::Ports {
             edge: edge.is_some().then_some(edge_input),
             ingest: config.ingest.is_some().then_some(ingest_input),
+            feeds: None,
         };
         let mesh_stop = CancellationToken::new();
         let signing_key = identity.signing_key();

@@ -7,6 +7,7 @@
 //! | `connections` | one connection per pair of peers |
 //! | [`validation`] | which bytes are believed |
 //! | [`heads`] | questions about heads: whom to ask, when to answer |
+//! | [`feeds`] | events in order and without loss, from one peer to another |
 //! | `penalties` | peers that are not listened to for a while |
 //! | `dialing` | whom to dial, and when again |
 //! | `swarm` | the task that owns all of it |
@@ -20,6 +21,7 @@ mod behaviour;
 pub mod config;
 mod connections;
 mod dialing;
+pub mod feeds;
 pub mod handle;
 pub mod heads;
 pub mod identity;
@@ -34,9 +36,10 @@ use std::sync::Arc;
 use tickmesh_protocol::SignedBatch;
 use tokio::sync::mpsc;
 
-use crate::ports::IngestInput;
+use crate::ports::{FeedStore, IngestInput};
 
 pub use config::Config;
+pub use feeds::{FeedError, FeedReader, LivePublishers};
 pub use handle::{MeshHandle, Role};
 pub use heads::HeadError;
 pub use identity::{Identity, NetworkKey, PublisherId};
@@ -45,10 +48,12 @@ pub use swarm::{StartError, start};
 
 /// Where the mesh puts what it receives: the inputs of the node's own stages. It never waits for them; what does not
 /// fit is dropped and counted.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Ports {
     /// Batches of the topics that [`Role::Edge`] has joined, the node's own included.
     pub edge: Option<mpsc::Sender<Arc<SignedBatch>>>,
     /// Present if this node publishes: it is then asked about heads.
     pub ingest: Option<mpsc::Sender<IngestInput>>,
+    /// Where the feeds come from that this node serves.
+    pub feeds: Option<Arc<dyn FeedStore>>,
 }

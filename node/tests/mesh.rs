@@ -8,8 +8,16 @@
 
 #[path = "mesh/cluster.rs"]
 mod cluster;
+#[path = "mesh/feeds.rs"]
+mod feeds;
+#[path = "mesh/feeds_bad.rs"]
+mod feeds_bad;
+#[path = "mesh/raw.rs"]
+mod raw;
 #[path = "mesh/rogue.rs"]
 mod rogue;
+#[path = "mesh/store.rs"]
+mod store;
 
 use std::{collections::HashSet, time::Duration};
 

@@ -17,6 +17,7 @@ use tickmesh_protocol::{Topic, codec::MAX_ENVELOPE_BYTES};
 
 use super::{
     connections::OneConnection,
+    feeds::FeedStreams,
     heads::{ASK_TIMEOUT, HeadCodec, MAX_HELD_PER_PEER, PROTOCOL},
     identity::Identity,
 };
@@ -114,6 +115,7 @@ pub(super) struct Behaviour {
     pub(super) one: OneConnection,
     pub(super) gossip: Gossip,
     pub(super) heads: request_response::Behaviour<HeadCodec>,
+    feeds: FeedStreams,
     pub(super) routing: kad::Behaviour<MemoryStore>,
     pub(super) identify: identify::Behaviour,
     ping: ping::Behaviour,
@@ -121,7 +123,7 @@ pub(super) struct Behaviour {
 
 impl Behaviour {
     /// `answers`: whether this node can be asked about heads.
-    pub(super) fn new(identity: &Identity, answers: bool) -> Result<Self, String> {
+    pub(super) fn new(identity: &Identity, answers: bool, feeds: FeedStreams) -> Result<Self, String> {
         let limits = connection_limits::ConnectionLimits::default()
             .with_max_established(Some(MAX_CONNECTIONS))
             .with_max_pending_incoming(Some(MAX_PENDING));
@@ -135,6 +137,7 @@ impl Behaviour {
             one: OneConnection::default(),
             gossip: gossip()?,
             heads: heads(answers),
+            feeds,
             routing: routing(identity),
             identify: identify::Behaviour::new(identify),
             ping: ping::Behaviour::new(ping),
@@ -228,7 +231,7 @@ mod tests {
 
     #[test]
     fn the_settings_are_valid_and_a_message_has_one_id_on_each_topic() {
-        Behaviour::new(&Identity::generate().unwrap(), true).unwrap();
+        Behaviour::new(&Identity::generate().unwrap(), true, FeedStreams::new(true).0).unwrap();
         let id = |topic: &str, data: &[u8]| {
             let topic = TopicHash::from_raw(topic);
             message_id(&Message { source: None, data: data.to_vec(), sequence_number: None, topic })

@@ -5,7 +5,7 @@ use std::{collections::HashSet, path::PathBuf};
 use libp2p::{Multiaddr, multiaddr::Protocol};
 use tickmesh_protocol::PublisherKey;
 
-use super::identity::PublisherId;
+use super::{feeds, identity::PublisherId};
 use crate::config::Section;
 
 /// Where a node listens if its configuration says nothing.
@@ -22,6 +22,8 @@ pub struct Config {
     pub network_key_file: PathBuf,
     /// Who may make market data. `None`: this node believes only itself.
     pub publishers: Option<Vec<PublisherKey>>,
+    /// Not read from a file.
+    pub feeds: feeds::Settings,
 }
 
 impl Config {
@@ -55,6 +57,7 @@ impl Config {
             key_file: section.or("key_file", "node.key".into()),
             network_key_file: section.or("network_key_file", "network.psk".into()),
             publishers: publishers.map(|ids| ids.into_iter().map(|id| id.0).collect()),
+            feeds: feeds::Settings::default(),
         }
     }
 }

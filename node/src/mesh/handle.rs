@@ -7,13 +7,15 @@ use std::{
 
 use libp2p::{Multiaddr, PeerId};
 use tickmesh_protocol::{
-    SignedBatch, Topic,
+    PublisherKey, SignedBatch, Topic,
+    feed::FeedRequest,
     head::{HeadReply, HeadRequest},
 };
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::{
     behaviour::MAX_TOPICS,
+    feeds::{FeedClient, FeedError, FeedReader, LivePublishers},
     heads::{HeadError, TIMEOUT},
 };
 
@@ -42,6 +44,7 @@ pub struct MeshHandle {
     pub(super) wanted: Arc<Wanted>,
     pub(super) publish: mpsc::Sender<SignedBatch>,
     pub(super) questions: mpsc::Sender<NewQuestion>,
+    pub(super) feeds: FeedClient,
 }
 
 impl MeshHandle {
@@ -84,6 +87,20 @@ impl MeshHandle {
             answered.await.map_err(|_| HeadError::Stopped)?
         };
         tokio::time::timeout(TIMEOUT, ask).await.unwrap_or(Err(HeadError::Timeout))
+    }
+
+    /// Asks a publisher, which may be this node, for a feed. Waits while [`super::feeds::MAX_ASKED_FEEDS`] others for a
+    /// range are open at it.
+    ///
+    /// # Errors
+    /// If the publisher is not configured, not connected or serves no feeds.
+    pub async fn feed(&self, publisher: PublisherKey, request: FeedRequest) -> Result<FeedReader, FeedError> {
+        self.feeds.feed(publisher, request).await
+    }
+
+    /// Who can be asked for feeds, now and whenever that changes.
+    pub fn live_publishers(&self) -> watch::Receiver<LivePublishers> {
+        self.feeds.live_publishers()
     }
 }
 

@@ -2,6 +2,8 @@
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge};
 
+use tickmesh_protocol::feed::FeedFrame;
+
 use super::validation::Reason;
 use crate::ops::metrics::Registry;
 
@@ -93,5 +95,96 @@ impl Metrics {
 
     pub(super) fn rejected(&self, reason: Reason) {
         self.batches_rejected[reason as usize].inc();
+    }
+}
+
+/// The metrics of feeds, served and asked for.
+pub(super) struct FeedMetrics {
+    requests: IntCounterVec,
+    asked: IntCounterVec,
+    pub(super) serving: IntGauge,
+    pub(super) reading: IntGauge,
+    pages_served: IntCounter,
+    pub(super) pages_received: IntCounter,
+    bytes_served: IntCounter,
+    bytes_received: IntCounter,
+}
+
+/// How a feed that was served ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FeedOutcome {
+    /// Everything asked for was sent.
+    Served,
+    Refused,
+    /// The request was none.
+    Invalid,
+    /// The reader closed the feed: the usual end of a live one.
+    Gone,
+    /// The reader took nothing for too long, or its request did not come.
+    Slow,
+    /// A fault of this node.
+    Failed,
+}
+
+impl FeedOutcome {
+    /// The label in metrics.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Served => "served",
+            Self::Refused => "refused",
+            Self::Invalid => "invalid",
+            Self::Gone => "gone",
+            Self::Slow => "slow",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl FeedMetrics {
+    pub(super) fn new(registry: &Registry) -> Self {
+        let direction = &["direction"];
+        let open = registry.gauges("feeds_open", "Feeds that are open, by direction.", direction);
+        let pages = registry.counters("feed_pages_total", "Pages of feeds, by direction.", direction);
+        let bytes = registry.counters("feed_bytes_total", "Bytes of feeds, by direction.", direction);
+        Self {
+            requests: registry.counters(
+                "feed_requests_total",
+                "Feeds that peers asked this node for, by kind and by how they ended.",
+                &["kind", "outcome"],
+            ),
+            asked: registry.counters(
+                "feed_asked_total",
+                "Feeds that this node asked publishers for, by kind and by how they ended.",
+                &["kind", "outcome"],
+            ),
+            serving: open.with_label_values(&["served"]),
+            reading: open.with_label_values(&["received"]),
+            pages_served: pages.with_label_values(&["served"]),
+            pages_received: pages.with_label_values(&["received"]),
+            bytes_served: bytes.with_label_values(&["served"]),
+            bytes_received: bytes.with_label_values(&["received"]),
+        }
+    }
+
+    pub(super) fn ended(&self, kind: &str, outcome: FeedOutcome) {
+        self.requests.with_label_values(&[kind, outcome.name()]).inc();
+    }
+
+    /// A flood: not even the request was read.
+    pub(super) fn refused_unread(&self) {
+        self.requests.with_label_values(&["unknown", "reset"]).inc();
+    }
+
+    pub(super) fn asked(&self, kind: &str, outcome: &str) {
+        self.asked.with_label_values(&[kind, outcome]).inc();
+    }
+
+    pub(super) fn served(&self, frame: &FeedFrame, bytes: usize) {
+        self.pages_served.inc_by(u64::from(matches!(frame, FeedFrame::Page(_))));
+        self.bytes_served.inc_by(bytes as u64);
+    }
+
+    pub(super) fn received(&self, bytes: usize) {
+        self.bytes_received.inc_by(bytes as u64);
     }
 }

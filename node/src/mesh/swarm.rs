@@ -6,7 +6,7 @@ mod peers;
 mod questions;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -19,23 +19,26 @@ use libp2p::{
     request_response::{OutboundRequestId, ResponseChannel},
     swarm::{self, ConnectionId, SwarmEvent},
 };
-use tickmesh_protocol::{PublisherKey, SignedBatch, head::HeadReply};
+use tickmesh_protocol::{PublisherKey, SignedBatch, feed::Status, head::HeadReply};
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::JoinHandle,
     time::{self, MissedTickBehavior},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{gossip::JoinedTopic, peers::SlowPeer, questions::PendingAnswer};
 use super::{
     Config, Ports,
     behaviour::{Behaviour, BehaviourEvent, IDLE_TIMEOUT},
     dialing::{Dialer, TargetId},
+    feeds::{
+        ClientParts, FeedClient, FeedStreams, Incoming, LivePublishers, Open, Server, Statuses, exchange,
+    },
     handle::{MeshHandle, NewQuestion, PUBLISH_QUEUE, QUESTION_QUEUE, Wanted},
     heads::{Held, QuestionId, Questions, Subscriptions},
     identity::{Identity, NetworkKey, peer_of},
-    metrics::Metrics,
+    metrics::{FeedMetrics, Metrics},
     penalties::Penalties,
     transport,
     validation::Validator,
@@ -77,7 +80,9 @@ pub async fn start(
 ) -> Result<(MeshHandle, JoinHandle<()>), StartError> {
     let transport =
         transport::build(&identity, &network_key).map_err(|error| StartError::Settings(error.to_string()))?;
-    let behaviour = Behaviour::new(&identity, ports.ingest.is_some()).map_err(StartError::Settings)?;
+    let (feed_streams, open, incoming) = FeedStreams::new(ports.feeds.is_some());
+    let behaviour =
+        Behaviour::new(&identity, ports.ingest.is_some(), feed_streams).map_err(StartError::Settings)?;
     let settings = swarm::Config::with_tokio_executor().with_idle_connection_timeout(IDLE_TIMEOUT);
     let swarm = Swarm::new(transport, behaviour, identity.peer_id(), settings);
 
@@ -87,7 +92,8 @@ pub async fn start(
     let mut node = Node::new(swarm, &config, &identity, ports, Metrics::new(registry), health);
     node.wanted = wanted.clone();
     let listen_addrs = node.listen(&config.listen).await?.into();
-    let handle = MeshHandle { peer_id: identity.peer_id(), listen_addrs, wanted, publish, questions };
+    let feeds = node.start_feeds(&config, FeedMetrics::new(registry), open, incoming, &stop);
+    let handle = MeshHandle { peer_id: identity.peer_id(), listen_addrs, wanted, publish, questions, feeds };
     let task = tokio::spawn(node.run(to_publish, new_questions, stop));
     Ok((handle, task))
 }
@@ -116,6 +122,15 @@ struct Node {
     live: HashMap<PeerId, PublisherKey>,
     /// Comings and goings of publishers that ingest has not been told yet; one entry each.
     unsaid: HashMap<PublisherKey, bool>,
+    /// The same for what they say of themselves.
+    unsaid_statuses: HashMap<PublisherKey, Status>,
+    statuses: Arc<Statuses>,
+    /// Connections to publishers there have been: numbers them in `live_publishers`.
+    connections_made: u64,
+    /// The live publishers, for the rest of the node.
+    live_publishers: watch::Sender<LivePublishers>,
+    /// Tasks of feeds.
+    feed_tasks: TaskTracker,
 
     questions: Questions,
     /// Those of them that other peers have.
@@ -162,6 +177,11 @@ impl Node {
             publishers,
             live: HashMap::new(),
             unsaid: HashMap::new(),
+            unsaid_statuses: HashMap::new(),
+            statuses: Arc::default(),
+            connections_made: 0,
+            live_publishers: watch::Sender::default(),
+            feed_tasks: TaskTracker::new(),
             questions: Questions::default(),
             asked: HashMap::new(),
             subscriptions: Subscriptions::default(),
@@ -210,6 +230,49 @@ impl Node {
         Ok(real)
     }
 
+    /// Starts what serves feeds, where this node does, and what asks for them.
+    fn start_feeds(
+        &mut self,
+        config: &Config,
+        metrics: FeedMetrics,
+        open: mpsc::Sender<Open>,
+        incoming: Option<Incoming>,
+        stop: &CancellationToken,
+    ) -> FeedClient {
+        let believed: HashSet<_> = self
+            .publishers
+            .values()
+            .copied()
+            .chain(self.validator.believes(&self.me).then_some(self.me))
+            .collect();
+        let believed = Arc::new(believed);
+        let metrics = Arc::new(metrics);
+        let (tasks, settings) = (&self.feed_tasks, config.feeds);
+        let local = self.ports.feeds.clone().map(|store| {
+            Server::new(store, settings, believed.clone(), metrics.clone(), tasks.clone(), stop.clone())
+        });
+        if let (Some(server), Some(incoming)) = (&local, incoming) {
+            tasks.spawn(server.clone().run(incoming));
+            if believed.contains(&self.me) {
+                self.live_publishers.send_modify(|live| _ = live.insert(self.me, 0));
+            }
+        }
+        let client = FeedClient::new(ClientParts {
+            me: self.me,
+            peer_id: *self.swarm.local_peer_id(),
+            local,
+            open,
+            settings,
+            believed,
+            live: self.live_publishers.subscribe(),
+            metrics,
+        });
+        if self.ports.ingest.is_some() {
+            tasks.spawn(exchange(self.me, client.clone(), self.statuses.clone(), stop.clone()));
+        }
+        client
+    }
+
     async fn run(
         mut self,
         mut to_publish: mpsc::Receiver<SignedBatch>,
@@ -219,6 +282,7 @@ impl Node {
         let mut tick = time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let wanted = self.wanted.clone();
+        let statuses = self.statuses.clone();
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -227,6 +291,7 @@ impl Node {
                 Some(question) = new_questions.recv() => self.on_question(question),
                 Some((asker, reply)) = self.answers.next() => self.on_ingest_answer(asker, reply),
                 () = wanted.changed() => self.follow_wanted(),
+                () = statuses.changed() => self.tell_ingest(),
                 _ = tick.tick() => self.on_tick(Instant::now()),
             }
         }
@@ -242,6 +307,9 @@ impl Node {
         };
         // It ends by the time alone: gossipsub does not say when its queues are empty.
         let _: Result<(), _> = time::timeout(LAST_FLUSH, flush).await;
+        // They were told to stop when this was.
+        self.feed_tasks.close();
+        self.feed_tasks.wait().await;
         tracing::info!("mesh stopped");
     }
 
@@ -290,7 +358,9 @@ impl Node {
             BehaviourEvent::Routing(event) => self.on_routing(event),
             BehaviourEvent::Identify(event) => self.on_identified(event),
             BehaviourEvent::Ping(event) => self.on_ping(&event),
-            BehaviourEvent::Limits(never) | BehaviourEvent::One(never) => match never {},
+            BehaviourEvent::Limits(never) | BehaviourEvent::One(never) | BehaviourEvent::Feeds(never) => {
+                match never {}
+            }
         }
     }
 }

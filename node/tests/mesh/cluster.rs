@@ -10,9 +10,9 @@ use std::{
 
 use bytes::Bytes;
 use tickmesh::{
-    mesh::{self, Config, Identity, MeshHandle, Multiaddr, NetworkKey, Ports, Role},
+    mesh::{self, Config, Identity, MeshHandle, Multiaddr, NetworkKey, Ports, Role, feeds::Settings},
     ops::{health::Health, metrics::Registry},
-    ports::IngestInput,
+    ports::{FeedStore, IngestInput},
 };
 use tickmesh_protocol::{
     Batch, Epoch, Event, Position, Previous, PublisherKey, Sequence, SignedBatch, StreamName, Topic,
@@ -24,6 +24,8 @@ use tokio::{
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
+
+use super::store::Store;
 
 /// How long a test waits for something that must come. Far more than it takes on a loaded machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -52,12 +54,13 @@ pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
 pub struct Network {
     pub key: NetworkKey,
     pub publishers: Vec<Identity>,
+    pub feeds: Settings,
 }
 
 impl Network {
     pub fn new(publishers: usize) -> Self {
         let publishers = (0..publishers).map(|_| Identity::generate().unwrap()).collect();
-        Self { key: NetworkKey::generate().unwrap(), publishers }
+        Self { key: NetworkKey::generate().unwrap(), publishers, feeds: Settings::default() }
     }
 
     pub async fn publisher(&self, index: usize, bootstrap: &[Multiaddr]) -> Node {
@@ -80,6 +83,8 @@ pub struct Node {
     /// Batches for this node's edge.
     pub edge: mpsc::Receiver<Arc<SignedBatch>>,
     pub ingest: Ingest,
+    /// What it serves, if it publishes.
+    pub store: Arc<Store>,
     registry: Registry,
     stop: CancellationToken,
     task: JoinHandle<()>,
@@ -95,11 +100,17 @@ impl Node {
     ) -> Self {
         let (to_edge, edge) = mpsc::channel(PORT);
         let (to_ingest, input) = mpsc::channel(PORT);
-        let ports = Ports { edge: Some(to_edge), ingest: publishes.then_some(to_ingest) };
+        let store = Arc::new(Store::new(identity.signing_key()));
+        let ports = Ports {
+            edge: Some(to_edge),
+            ingest: publishes.then_some(to_ingest),
+            feeds: publishes.then(|| store.clone() as Arc<dyn FeedStore>),
+        };
         let config = Config {
             listen: vec![listen.parse().unwrap()],
             bootstrap: bootstrap.to_vec(),
             publishers: Some(network.publishers.iter().map(Identity::publisher).collect()),
+            feeds: network.feeds,
             ..Config::default()
         };
         let (registry, stop) = (Registry::new(), CancellationToken::new());
@@ -108,7 +119,7 @@ impl Node {
         let (mesh, task) =
             mesh::start(config, identity.clone(), key, ports, &registry, health, stop.clone()).await.unwrap();
         let ingest = Ingest::start(&mesh, &identity, input);
-        Self { mesh, identity, edge, ingest, registry, stop, task }
+        Self { mesh, identity, edge, ingest, store, registry, stop, task }
     }
 
     pub fn address(&self) -> Multiaddr {
@@ -210,6 +221,8 @@ pub struct Heard {
     pub publishers: Vec<(PublisherKey, bool)>,
     /// What publishers said of themselves.
     pub statuses: Vec<(PublisherKey, Status)>,
+    /// How long `publishers` was at each of these.
+    pub at_statuses: Vec<usize>,
 }
 
 pub fn epoch() -> Epoch {
@@ -233,7 +246,10 @@ impl Ingest {
                     IngestInput::Batch(batch) => this.heard.lock().unwrap().batches.push(batch),
                     IngestInput::PublisherUp(key) => this.heard.lock().unwrap().publishers.push((key, true)),
                     IngestInput::Status(key, status) => {
-                        this.heard.lock().unwrap().statuses.push((key, status));
+                        let mut heard = this.heard.lock().unwrap();
+                        let publishers = heard.publishers.len();
+                        heard.statuses.push((key, status));
+                        heard.at_statuses.push(publishers);
                     }
                     IngestInput::PublisherDown(key) => {
                         this.heard.lock().unwrap().publishers.push((key, false));

@@ -106,6 +106,9 @@ impl Node {
         if let Some(publisher) = self.publishers.get(&peer).copied() {
             tracing::info!(%peer, "publisher connected");
             self.live.insert(peer, publisher);
+            self.connections_made += 1;
+            let connection = self.connections_made;
+            self.live_publishers.send_modify(|live| _ = live.insert(publisher, connection));
             self.unsaid.insert(publisher, true);
             self.tell_ingest();
             self.ask_all();
@@ -121,6 +124,8 @@ impl Node {
         if let Some(publisher) = self.live.remove(&peer) {
             tracing::info!(%peer, "publisher disconnected");
             self.unsaid.insert(publisher, false);
+            self.unsaid_statuses.remove(&publisher);
+            self.live_publishers.send_modify(|live| _ = live.remove(&publisher));
             self.tell_ingest();
         }
         self.count_peers();
@@ -137,13 +142,19 @@ impl Node {
         }
     }
 
-    /// Tells ingest which publishers came and went. What does not fit now is said later: the latest state of each, so
-    /// a publisher that went and came back meanwhile was never gone for it.
+    /// Tells ingest which publishers came and went, and what they say of themselves. What does not fit now is said later:
+    /// the latest state of each, so a publisher that went and came back meanwhile was never gone for it.
     pub(super) fn tell_ingest(&mut self) {
         let Some(ingest) = &self.ports.ingest else {
             self.unsaid.clear();
             return;
         };
+        for (publisher, (connection, status)) in self.statuses.take() {
+            // What was said over a connection that is gone is of the past: its publisher may have started anew.
+            if self.live_publishers.borrow().get(&publisher) == Some(&connection) {
+                self.unsaid_statuses.insert(publisher, status);
+            }
+        }
         self.unsaid.retain(|publisher, up| {
             let input = if *up {
                 IngestInput::PublisherUp(*publisher)
@@ -151,6 +162,18 @@ impl Node {
                 IngestInput::PublisherDown(*publisher)
             };
             matches!(ingest.try_send(input), Err(TrySendError::Full(_)))
+        });
+        self.unsaid_statuses.retain(|publisher, status| {
+            if self.unsaid.contains_key(publisher) {
+                return true;
+            }
+            match ingest.try_reserve() {
+                Ok(place) => {
+                    place.send(IngestInput::Status(*publisher, std::mem::take(status)));
+                    false
+                }
+                Err(full) => full == TrySendError::Full(()),
+            }
         });
     }
 

@@ -1,0 +1,207 @@
+//! A small history in memory, served by feeds.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    fmt::Write,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use tickmesh::ports::{CursorStream, FeedCursor, FeedStep, FeedStore, PAGE_BYTES, Refusal};
+use tickmesh_protocol::{
+    Batch, Event, Position, Previous, Sequence, SignedBatch, SigningKey, StreamName, Topic,
+    feed::{FeedEnd, Status},
+};
+use tokio::sync::{Notify, watch};
+
+use super::cluster::epoch;
+
+pub struct Store {
+    key: SigningKey,
+    inner: Mutex<Inner>,
+    changed: Notify,
+    pub status: watch::Sender<Status>,
+    preparing: AtomicUsize,
+    /// The most that prepared a page at the same time.
+    pub most_preparing: AtomicUsize,
+    /// Calls of `next`.
+    pub calls: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Inner {
+    streams: BTreeMap<StreamName, Vec<Event>>,
+    /// Streams of which something before their oldest event is gone.
+    trimmed: HashSet<StreamName>,
+    /// Topics whose log is being read: nothing to serve yet, and how: `next` waits, or gives nothing.
+    reading: HashMap<Topic, bool>,
+    refused: HashMap<Topic, &'static str>,
+    states: HashMap<String, Bytes>,
+}
+
+impl Store {
+    pub fn new(key: SigningKey) -> Self {
+        Self {
+            key,
+            inner: Mutex::default(),
+            changed: Notify::new(),
+            status: watch::Sender::default(),
+            preparing: AtomicUsize::new(0),
+            most_preparing: AtomicUsize::new(0),
+            calls: AtomicUsize::new(0),
+        }
+    }
+
+    /// Adds events of a stream with data of so many bytes.
+    pub fn add(&self, stream: &StreamName, count: u64, bytes: usize) {
+        let mut inner = self.inner.lock().unwrap();
+        let events = inner.streams.entry(stream.clone()).or_default();
+        for _ in 0..count {
+            let number = events.last().map_or(0, |last| last.sequence.get() + 1);
+            let sequence = Sequence::new(number).unwrap();
+            let previous = match events.last() {
+                Some(last) => Previous::At(last.sequence),
+                None => Previous::Unknown { read_from: Sequence::ZERO },
+            };
+            let mut data = String::with_capacity(bytes);
+            write!(data, "\"{number}").unwrap();
+            while data.len() + 1 < bytes {
+                data.push('x');
+            }
+            data.push('"');
+            let (stream, data) = (stream.clone(), Bytes::from(data));
+            events.push(Event { stream, epoch: epoch(), sequence, previous, engine_time_us: 1, data });
+        }
+        drop(inner);
+        self.changed.notify_waiters();
+    }
+
+    /// Forgets all but the newest events of a stream.
+    pub fn trim(&self, stream: &StreamName, keep: usize) {
+        let mut inner = self.inner.lock().unwrap();
+        let events = inner.streams.get_mut(stream).unwrap();
+        let gone = events.len() - keep;
+        events.drain(..gone);
+        inner.trimmed.insert(stream.clone());
+    }
+
+    /// Serves nothing of a topic for now, as if a log were read. `wait`: `next` waits instead of giving nothing.
+    pub fn read_log(&self, topic: &Topic, wait: bool) {
+        self.inner.lock().unwrap().reading.insert(topic.clone(), wait);
+    }
+
+    pub fn log_is_read(&self, topic: &Topic) {
+        self.inner.lock().unwrap().reading.remove(topic);
+        self.changed.notify_waiters();
+    }
+
+    pub fn refuse(&self, topic: &Topic, reason: &'static str) {
+        self.inner.lock().unwrap().refused.insert(topic.clone(), reason);
+    }
+
+    pub fn set_state(&self, source: &str, state: Bytes) {
+        self.inner.lock().unwrap().states.insert(source.to_owned(), state);
+    }
+
+    fn page(&self, cursor: &mut FeedCursor) -> FeedStep {
+        let inner = self.inner.lock().unwrap();
+        if cursor.all {
+            for name in inner.streams.keys().filter(|name| cursor.topic.carries(name)) {
+                if !cursor.streams.iter().any(|of| of.name == *name) {
+                    cursor.streams.push(CursorStream { name: name.clone(), after: None, end: None });
+                }
+            }
+        }
+        let (mut events, mut bytes, mut at_head) = (Vec::new(), 0, true);
+        for of in &mut cursor.streams {
+            if matches!(of.end, Some(FeedEnd::Refused { .. })) {
+                continue;
+            }
+            let kept = inner.streams.get(&of.name).map_or(&[][..], Vec::as_slice);
+            let first = kept.first().map(Event::position);
+            let trimmed = inner.trimmed.contains(&of.name);
+            let gone = |after: Position| {
+                after.epoch != epoch() || first.is_none_or(|first| after.sequence < first.sequence)
+            };
+            if trimmed && of.after.is_some_and(gone) {
+                of.end = Some(FeedEnd::Refused { oldest: first });
+                continue;
+            }
+            let from =
+                of.after.map_or(0, |after| kept.partition_point(|event| event.sequence <= after.sequence));
+            for event in &kept[from..] {
+                if bytes >= PAGE_BYTES {
+                    at_head = false;
+                    break;
+                }
+                bytes += event.data.len() + 64;
+                events.push(event.clone());
+                of.after = Some(event.position());
+            }
+            of.end = Some(FeedEnd::Complete { head: kept.last().map(Event::position) });
+        }
+        drop(inner);
+        let pages = if events.is_empty() { vec![] } else { vec![self.sign(&cursor.topic, events)] };
+        FeedStep { pages, at_head }
+    }
+
+    pub fn sign(&self, topic: &Topic, events: Vec<Event>) -> SignedBatch {
+        let batch = Batch {
+            publisher: self.key.publisher(),
+            boot: 1,
+            counter: 0,
+            topic: topic.clone(),
+            events,
+            heads: vec![],
+        };
+        SignedBatch::sign_page(batch, &self.key).unwrap()
+    }
+}
+
+impl FeedStore for Store {
+    fn next<'a>(&'a self, cursor: &'a mut FeedCursor) -> BoxFuture<'a, Result<FeedStep, Refusal>> {
+        Box::pin(async move {
+            self.calls.fetch_add(1, Ordering::SeqCst);
+            loop {
+                let changed = self.changed.notified();
+                let reading = {
+                    let inner = self.inner.lock().unwrap();
+                    if let Some(reason) = inner.refused.get(&cursor.topic) {
+                        return Err(Refusal((*reason).into()));
+                    }
+                    inner.reading.get(&cursor.topic).copied()
+                };
+                match reading {
+                    None => break,
+                    Some(false) => return Ok(FeedStep::default()),
+                    Some(true) => changed.await,
+                }
+            }
+            let preparing = self.preparing.fetch_add(1, Ordering::SeqCst) + 1;
+            self.most_preparing.fetch_max(preparing, Ordering::SeqCst);
+            let step = self.page(cursor);
+            // Others get a chance to show that they prepare at the same time.
+            tokio::task::yield_now().await;
+            self.preparing.fetch_sub(1, Ordering::SeqCst);
+            Ok(step)
+        })
+    }
+
+    fn changed(&self, _: &Topic) -> BoxFuture<'_, ()> {
+        // Registered by this call.
+        Box::pin(self.changed.notified())
+    }
+
+    fn status(&self) -> watch::Receiver<Status> {
+        self.status.subscribe()
+    }
+
+    fn state(&self, source: &str) -> BoxFuture<'_, Option<Bytes>> {
+        let state = self.inner.lock().unwrap().states.get(source).cloned();
+        Box::pin(async move { state })
+    }
+}
