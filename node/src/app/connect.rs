@@ -1,7 +1,7 @@
 //! The mesh, as the edge and ingest see it.
 
 use futures_util::{
-    StreamExt,
+    TryStreamExt,
     future::BoxFuture,
     stream::{self, BoxStream},
 };
@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use crate::{
     edge::{Servers, Unavailable, Upstream},
     ingest::Outlet,
-    mesh::{FeedError, MeshHandle, Role},
+    mesh::{FeedError, FeedReader, MeshHandle, Role},
 };
 
 pub(super) struct MeshUpstream(pub(super) MeshHandle);
@@ -42,20 +42,20 @@ impl Upstream for MeshUpstream {
     }
 
     fn fetch(&self, topic: &Topic, ask: Ask) -> BoxStream<'static, Result<FeedFrame, Unavailable>> {
-        let (mesh, topic) = (self.0.clone(), topic.clone());
-        let opened = async move {
-            let request = FeedRequest::Streams { topic, after: ask.streams, live: false };
-            match mesh.feed(ask.server, request).await {
-                Ok(reader) => stream::unfold(reader, |mut reader| async move {
-                    let frame = reader.next().await.transpose()?;
-                    Some((frame, reader))
-                })
-                .boxed(),
-                Err(error) => stream::iter([Err(error)]).boxed(),
+        let request = FeedRequest::Streams { topic: topic.clone(), after: ask.streams, live: false };
+        let mut question = Some((self.0.clone(), ask.server, request));
+        let frames = stream::try_unfold(None::<FeedReader>, move |reader| {
+            let question = question.take();
+            async move {
+                let mut reader = match (reader, question) {
+                    (Some(reader), _) => reader,
+                    (None, Some((mesh, server, request))) => mesh.feed(server, request).await?,
+                    (None, None) => return Ok::<_, FeedError>(None),
+                };
+                Ok(reader.next().await?.map(|frame| (frame, Some(reader))))
             }
-        };
-        let unavailable = |error: FeedError| Unavailable { reason: error.to_string() };
-        stream::once(opened).flatten().map(move |frame| frame.map_err(unavailable)).boxed()
+        });
+        Box::pin(frames.map_err(|error| Unavailable { reason: error.to_string() }))
     }
 }
 

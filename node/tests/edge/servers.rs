@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use super::support::signing_key;
 
 /// Events in one page.
-const PAGE_EVENTS: usize = 1000;
+const PAGE_EVENTS: usize = 100;
 
 /// How a server behaves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -84,16 +84,16 @@ pub fn signing_key() -> SigningKey {
     SigningKey::from_bytes(&[7; 32])
 }
 
-/// Events with these sequences, each after the one before it.
+/// Events with these sequences, each after the one before it; 0 and 1 are the first of their log.
 pub fn events(epoch: u64, stream: &str, sequences: Range<u64>, data: impl Fn(u64) -> String) -> Vec<Event> {
     let stream: StreamName = stream.parse().unwrap();
     let event = |sequence: u64| Event {
         stream: stream.clone(),
         epoch: Epoch::from_u64(epoch),
         sequence: Sequence::new(sequence).unwrap(),
-        previous: match sequence.checked_sub(1) {
-            Some(previous) => Previous::At(Sequence::new(previous).unwrap()),
-            None => Previous::Unknown { read_from: Sequence::ZERO },
+        previous: match sequence {
+            0 | 1 => Previous::Unknown { read_from: Sequence::ZERO },
+            _ => Previous::At(Sequence::new(sequence - 1).unwrap()),
         },
         engine_time_us: now_us(),
         data: Bytes::from(data(sequence)),
