@@ -212,6 +212,8 @@ struct StreamState {
     left: Vec<Epoch>,
     /// The newest epoch that this peer has sequenced itself.
     own: Option<Epoch>,
+    /// The newest position that a better rank has published or told.
+    heard: Option<Position>,
     /// When that was.
     since: Moment,
     /// How often the head was told since then.
@@ -309,6 +311,10 @@ impl Publisher {
         let Some(state) = self.topics.get_mut(&batch.topic) else { return };
         for event in &batch.events {
             state.note(&event.stream, event.position(), Some(event.previous), now);
+            state.heard(self.me, batch.publisher, &event.stream, event.position());
+        }
+        for (stream, head) in &batch.heads {
+            state.heard(self.me, batch.publisher, stream, *head);
         }
         state.schedule(&batch.topic, &mut self.head_due);
         let TopicState { lanes, streams, .. } = state;
@@ -323,9 +329,7 @@ impl Publisher {
             if lane.unpublished.is_empty() {
                 self.waiting.remove(&(*source, batch.topic.clone()));
             }
-            let better =
-                lane.order.iter().take_while(|key| **key != self.me).any(|key| *key == batch.publisher);
-            if lane.took_over && better {
+            if lane.took_over && lane.ranks_before(batch.publisher, self.me) {
                 lane.took_over = false;
                 lane.flush_until = Some(now);
                 self.counts.yields += 1;
@@ -637,6 +641,19 @@ impl TopicState {
         }
     }
 
+    /// Notes that another publisher knows of a position. Only a better rank counts: so among those who know, the best
+    /// ranked tells it.
+    fn heard(&mut self, me: PublisherKey, publisher: PublisherKey, name: &StreamName, at: Position) {
+        let Some(stream) = self.streams.get_mut(name) else { return };
+        let lane = stream.source.and_then(|source| self.lanes.get(&source));
+        if lane.is_some_and(|lane| lane.ranks_before(publisher, me)) {
+            let older = |known: Position| known.epoch != at.epoch || known.sequence < at.sequence;
+            if stream.heard.is_none_or(older) {
+                stream.heard = Some(at);
+            }
+        }
+    }
+
     /// Begins anew to tell the heads of a source's streams, as if their last events had been at `since`.
     fn tell_again(&mut self, source: SourceId, since: Moment) {
         for (name, stream) in &mut self.streams {
@@ -668,7 +685,8 @@ impl TopicState {
         }
     }
 
-    /// The heads to tell now; those of lanes that others lead count as told.
+    /// The heads to tell now. Those of lanes that others lead count as told, but for what no better rank seems to know: a leader
+    /// that started without a state has not read what was before.
     fn due_heads(&mut self, me: PublisherKey, now: Moment, every: Duration) -> Vec<(StreamName, Position)> {
         let soon = now + HEAD_SLACK.min(every / 2);
         let mut heads = Vec::new();
@@ -683,7 +701,8 @@ impl TopicState {
                 continue;
             }
             let lane = stream.source.and_then(|source| self.lanes.get(&source));
-            if lane.is_some_and(|lane| lane.leads(me)) {
+            let ranks = lane.is_some_and(|lane| lane.order.contains(&me));
+            if lane.is_some_and(|lane| lane.leads(me)) || ranks && !stream.is_heard() {
                 heads.extend(stream.head.map(|head| (name.clone(), head)));
             }
             stream.told += 1;
@@ -702,6 +721,11 @@ fn telling(every: Duration, told: u8) -> Duration {
 }
 
 impl Lane {
+    /// Whether a peer is ranked better than this one.
+    fn ranks_before(&self, peer: PublisherKey, me: PublisherKey) -> bool {
+        self.order.iter().take_while(|key| **key != me).any(|key| *key == peer)
+    }
+
     fn leads(&self, me: PublisherKey) -> bool {
         self.took_over || self.order.first() == Some(&me)
     }
@@ -723,7 +747,23 @@ impl Lane {
 
 impl StreamState {
     fn new(now: Moment) -> Self {
-        Self { source: None, head: None, left: Vec::new(), own: None, since: now, told: 0, listed: false }
+        Self {
+            source: None,
+            head: None,
+            left: Vec::new(),
+            own: None,
+            heard: None,
+            since: now,
+            told: 0,
+            listed: false,
+        }
+    }
+
+    /// Whether a better rank knows of the head.
+    fn is_heard(&self) -> bool {
+        let passes =
+            |head: Position, heard: Position| heard.epoch == head.epoch && heard.sequence >= head.sequence;
+        self.head.is_none_or(|head| self.heard.is_some_and(|heard| passes(head, heard)))
     }
 
     /// Whether this event need not be published any more.

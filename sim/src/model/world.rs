@@ -123,8 +123,8 @@ struct World<'a> {
     published: Vec<Vec<check::Published>>,
     /// The epoch of the event of each stream that was published last.
     published_epoch: Vec<Option<tickmesh_protocol::Epoch>>,
-    /// Batches of each topic that repeated something.
-    repeated: Vec<usize>,
+    /// How often something was repeated on each topic, and when last.
+    repeated: Vec<(usize, Time)>,
     /// What each ingest peer's disk holds.
     disks: Vec<Option<Rc<ingest::Saved>>>,
     /// Operations that make an ingest peer read late, with the delay.
@@ -265,7 +265,7 @@ impl<'a> World<'a> {
             digest: 0,
             published: vec![Vec::new(); shape.streams.len()],
             published_epoch: vec![None; shape.streams.len()],
-            repeated: vec![0; shape.streams.len()],
+            repeated: vec![(0, 0); shape.streams.len()],
             disks: vec![None; shape.ingests.len()],
             slow_reads: vec![Vec::new(); shape.ingests.len()],
             began_unknowing: false,
@@ -296,7 +296,9 @@ impl<'a> World<'a> {
     }
 
     fn run(&mut self) {
-        let mut until = self.healed + SETTLE;
+        let until = self.healed + SETTLE;
+        // Since when everybody has had everything.
+        let mut complete = None;
         while self.failure.is_none() {
             let Some((at, happening)) = self.queue.pop() else { break };
             if at > until {
@@ -309,11 +311,12 @@ impl<'a> World<'a> {
                 return;
             }
             if matches!(happening, Happening::Look) {
-                if self.everybody_has_everything() {
-                    until = until.min(self.now + AFTERGLOW);
-                } else {
-                    self.queue.push(self.now + LOOK_EVERY, Happening::Look);
+                let all = self.everybody_has_everything() && self.unpublished().is_none();
+                complete = complete.filter(|_| all).or(all.then_some(self.now));
+                if complete.is_some_and(|since| since + AFTERGLOW <= self.now) {
+                    break;
                 }
+                self.queue.push(self.now + LOOK_EVERY, Happening::Look);
                 continue;
             }
             self.happen(happening);

@@ -245,6 +245,9 @@ impl World<'_> {
         found.idle_since = None;
         let generation = found.generation;
         let ask = found.repair.join();
+        if found.waiters.contains(&client) || found.clients.contains(&client) {
+            return;
+        }
         let live = found.repair.is_live().then(|| found.repair.position());
         if live.is_some() { &mut found.clients } else { &mut found.waiters }.push(client);
         if ask {
