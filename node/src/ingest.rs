@@ -4,9 +4,11 @@
 //! are published in the order of their sequence. When the mesh is behind, ingest waits; then the sources wait, and the
 //! log keeps the rest.
 
+pub mod checkpoint;
 pub mod dead_letters;
 mod history;
 mod publisher;
+pub mod rescan;
 mod worker;
 
 use std::{collections::HashSet, io, sync::Arc, thread, time::Duration};
