@@ -263,19 +263,24 @@ async fn every_record_comes_once_in_order_and_can_be_read_again() {
     source.metric("tickmesh_source_brokers_up{source=\"engine\"} 1").await;
     source.metric("tickmesh_source_partitions{source=\"engine\"} 4").await;
 
-    let again = source.reader.read("all", 2, 500, 700).await.unwrap();
+    let again = source.reader.read("all", 2, 500, 700).await.unwrap().records;
     let first: Vec<&Record> =
         source.records.iter().filter(|r| r.partition == 2 && (500..700).contains(&r.position)).collect();
     assert_eq!(format!("{again:?}"), format!("{first:?}"), "the same records are read again");
     let tail = source.reader.read("all", 2, 1250, 9999).await.unwrap();
-    assert_eq!(tail.len(), 1, "a range beyond the end gives what is there");
-    assert!(source.reader.read("all", 2, 1251, 1260).await.unwrap().is_empty());
+    assert_eq!((tail.records.len(), tail.until), (1, 1251), "a range beyond the end gives what is there");
+    let beyond = source.reader.read("all", 2, 1251, 1260).await.unwrap();
+    assert!(beyond.records.is_empty() && beyond.until == 1251, "{beyond:?}");
     let unknown = source.reader.read("all", 9, 0, 10).await.unwrap_err();
     assert_eq!(unknown, ReadError::UnknownPartition { topic: "all".into(), partition: 9 });
     let unknown = source.reader.read("none", 0, 0, 10).await.unwrap_err();
     assert_eq!(unknown, ReadError::UnknownPartition { topic: "none".into(), partition: 0 });
     let both = tokio::join!(source.reader.read("all", 0, 0, 300), source.reader.read("all", 1, 0, 300));
-    assert_eq!((both.0.unwrap().len(), both.1.unwrap().len()), (300, 300), "two readers at once");
+    assert_eq!(
+        (both.0.unwrap().records.len(), both.1.unwrap().records.len()),
+        (300, 300),
+        "two readers at once"
+    );
     broker.delete_records("all", 3, 100).await;
     let trimmed = source.reader.read("all", 3, 50, 200).await.unwrap_err();
     assert_eq!(trimmed, ReadError::Trimmed { topic: "all".into(), partition: 3, from: 50, oldest: 100 });
@@ -342,7 +347,7 @@ async fn aborted_transactions_are_never_seen() {
     let committed = ["0a", "0b", "2a", "2b", "4a", "4b"];
     assert_eq!(source.values("bank", 0), committed);
     // The last thing in the log is the marker of an aborted transaction: reading again must not wait for a record.
-    let again = source.reader.read("bank", 0, 0, 1000).await.unwrap();
+    let again = source.reader.read("bank", 0, 0, 1000).await.unwrap().records;
     assert_eq!(again.iter().map(|record| record.value.clone()).collect::<Vec<_>>(), committed);
     source.metric("tickmesh_source_lag{source=\"engine\"} 0").await;
     assert_eq!(source.stop().await.len(), 6);
@@ -373,7 +378,7 @@ async fn a_topic_created_again_is_another_epoch() {
     let (old, new) = (source.begins[0], source.begins[1]);
     assert_ne!(old.0, new.0, "the epoch is another");
     assert_eq!(new.1, 0, "read from the beginning");
-    let reread = source.reader.read("phoenix", 0, 0, 5).await.unwrap();
+    let reread = source.reader.read("phoenix", 0, 0, 5).await.unwrap().records;
     assert!(reread.len() == 5 && reread.iter().all(|record| record.epoch == new.0), "{reread:?}");
     let records = source.stop().await;
     assert_eq!(records.len(), 30);
@@ -685,7 +690,10 @@ async fn a_log_that_lost_its_end_goes_on_in_another_epoch() {
     assert_eq!(late.begins, [(old.epoch, 30), (epoch, 20)]);
     assert!(late.records.iter().all(|record| record.epoch == epoch), "nothing new under the old epoch");
     let again = late.reader.read("fragile", 0, 20, 25).await.unwrap();
-    assert!(again.iter().all(|record| record.epoch == epoch), "read again in the epoch it is in");
+    assert!(
+        again.epoch == epoch && again.records.iter().all(|record| record.epoch == epoch),
+        "read again in the epoch it is in"
+    );
     // A peer that starts from a sibling goes on in the newest epoch.
     let mut both: Starts = [&old].into_iter().collect();
     both.add(late.states.values().next().unwrap());
