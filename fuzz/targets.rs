@@ -8,10 +8,9 @@ use tickmesh_protocol::{
     SignedBatch, SigningKey, StreamName, Topic,
     client::{ClientMessage, ServerMessage},
     codec::{
-        STATE_VERSION, decode_head_reply, decode_head_request, decode_state, encode_head_reply,
-        encode_head_request, encode_state,
-        decode_feed_frame, decode_feed_request, decode_head_reply, decode_head_request, encode_feed_frame,
-        encode_feed_request, encode_head_reply, encode_head_request,
+        STATE_VERSION, decode_feed_frame, decode_feed_request, decode_head_reply, decode_head_request,
+        decode_state, encode_feed_frame, encode_feed_request, encode_head_reply, encode_head_request,
+        encode_state,
     },
     stream::{escape_key, is_part},
 };
@@ -78,6 +77,9 @@ pub fn checkpoint(bytes: &[u8]) {
     if let Ok(state) = decode_state(&framed) {
         let again = encode_state(&state).expect("what was read can be written");
         assert_eq!(decode_state(&again), Ok(state));
+    }
+}
+
 pub fn feed_request(bytes: &[u8]) {
     if let Ok(request) = decode_feed_request(bytes) {
         let again = encode_feed_request(&request).expect("what was read can be written");
