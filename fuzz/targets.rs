@@ -8,8 +8,9 @@ use tickmesh_protocol::{
     SignedBatch, SigningKey, StreamName, Topic,
     client::{ClientMessage, ServerMessage},
     codec::{
-        STATE_VERSION, decode_head_reply, decode_head_request, decode_state, encode_head_reply,
-        encode_head_request, encode_state,
+        STATE_VERSION, decode_feed_frame, decode_feed_request, decode_head_reply, decode_head_request,
+        decode_state, encode_feed_frame, encode_feed_request, encode_head_reply, encode_head_request,
+        encode_state,
     },
     stream::{escape_key, is_part},
 };
@@ -22,6 +23,8 @@ pub const ALL: &[(&str, Target)] = &[
     ("batch", batch),
     ("head_request", head_request),
     ("head_reply", head_reply),
+    ("feed_request", feed_request),
+    ("feed_frame", feed_frame),
     ("client_message", client_message),
     ("server_message", server_message),
     ("names", names),
@@ -74,6 +77,22 @@ pub fn checkpoint(bytes: &[u8]) {
     if let Ok(state) = decode_state(&framed) {
         let again = encode_state(&state).expect("what was read can be written");
         assert_eq!(decode_state(&again), Ok(state));
+    }
+}
+
+pub fn feed_request(bytes: &[u8]) {
+    if let Ok(request) = decode_feed_request(bytes) {
+        let again = encode_feed_request(&request).expect("what was read can be written");
+        assert_eq!(decode_feed_request(&again), Ok(request));
+    }
+}
+
+/// Frames as they are. What is behind the check of a page's signature is met by [`batch`]: it is the same format.
+pub fn feed_frame(bytes: &[u8]) {
+    let bytes = bytes.to_vec().into();
+    if let Ok(frame) = decode_feed_frame(&bytes) {
+        let again = encode_feed_frame(&frame).expect("what was read can be written");
+        assert_eq!(decode_feed_frame(&again.into()), Ok(frame));
     }
 }
 

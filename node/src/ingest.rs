@@ -23,7 +23,7 @@ mod core;
 pub mod dead_letters;
 mod history;
 mod metrics;
-mod rescan;
+pub mod rescan;
 mod store;
 mod tiers;
 mod warmth;
@@ -51,11 +51,11 @@ use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    checkpoint::Checkpoints,
+    checkpoint::Writer,
     core::Core,
     history::History,
     metrics::Metrics,
-    rescan::Rescan,
+    rescan::{Log, Rescan},
     store::{Feeds, Store},
     warmth::Warmth,
     worker::Worker,
@@ -73,6 +73,10 @@ use crate::{
     source::{LogReader, SourceEvent},
     transform::{Routes, Transform, jq, jq::JqError},
 };
+
+/// What is kept of the log that was read again, for others who ask for the same: two chunks of the largest records for
+/// each of four sources.
+const RESCAN_BYTES: usize = 64 * 1024 * 1024;
 
 /// `[ingest]` of the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,6 +186,8 @@ pub struct Parts {
     pub key: SigningKey,
     pub lanes: Vec<Lane>,
     pub dead_letters: DeadLetters,
+    /// Ends what reads logs for feeds.
+    pub stop: CancellationToken,
     pub registry: Registry,
     pub lifecycle: LifecycleEvents,
 }
@@ -221,7 +227,19 @@ pub fn open(parts: Parts) -> io::Result<Opened> {
     for lane in &parts.lanes {
         lane.condition.waiting("warming: reading the log up to its end");
     }
-    let rescan = Rescan::start(&parts.lanes, &parts.private, &parts.registry)?;
+    let logs = parts.lanes.iter().map(|lane| Log {
+        source: lane.source.clone(),
+        reader: Arc::clone(&lane.reader),
+        routes: lane.routes.clone(),
+        channels: lane.channels,
+    });
+    let rescan = Rescan::new(
+        logs.collect(),
+        parts.private.clone(),
+        RESCAN_BYTES,
+        &parts.registry,
+        parts.stop.clone(),
+    )?;
     let store = Arc::new(Store::new(history, parts.key.clone(), boot, parts.private.clone(), status, rescan));
     Ok(Opened { parts, boot, store })
 }
@@ -244,11 +262,9 @@ impl Opened {
     /// If a thread cannot be started.
     pub fn spawn(self, start: Start, stop: CancellationToken) -> io::Result<thread::JoinHandle<()>> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-        let checkpoints = start
-            .checkpoint_file
-            .clone()
-            .map(|file| Checkpoints::start(file, &self.parts.registry))
-            .transpose()?;
+        let (every, registry) = (self.parts.config.checkpoint_every, &self.parts.registry);
+        let checkpoints =
+            start.checkpoint_file.clone().map(|file| Writer::spawn(file, every, registry)).transpose()?;
         thread::Builder::new().name("ingest".into()).stack_size(jq::STACK_BYTES).spawn(move || {
             let span = tracing::info_span!("ingest");
             let _entered = span.enter();
@@ -260,7 +276,7 @@ impl Opened {
         })
     }
 
-    fn worker(self, start: Start, checkpoints: Option<Checkpoints>) -> Result<Worker, JqError> {
+    fn worker(self, start: Start, checkpoints: Option<Writer>) -> Result<Worker, JqError> {
         let Self { parts, boot, store } = self;
         let ingested = parts.registry.counters(
             "events_ingested_total",
@@ -300,6 +316,7 @@ impl Opened {
         let every = parts.config.checkpoint_every;
         let mut core = Core {
             region: parts.region,
+            sources: lanes.iter().map(|lane| lane.source.as_str().into()).collect(),
             private: parts.private,
             began: Instant::now(),
             sequencer: Sequencer::default(),

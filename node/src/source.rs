@@ -152,14 +152,29 @@ pub trait Source: Send {
 
 /// Reads ranges of a log again, by position.
 pub trait LogReader: Send + Sync {
-    /// Reads the records of a partition with positions in `from..until`, in order; fewer if the log ends before.
+    /// Reads the records of a partition with positions in `from..until`, as far as the log has them.
+    ///
+    /// # Errors
+    /// [`ReadError`] says whether it is worth another try.
     fn read<'a>(
         &'a self,
         topic: &'a str,
         partition: u32,
         from: u64,
         until: u64,
-    ) -> BoxFuture<'a, Result<Vec<Record>, ReadError>>;
+    ) -> BoxFuture<'a, Result<Stretch, ReadError>>;
+}
+
+/// A stretch of a log that was read again.
+#[derive(Clone, Debug)]
+pub struct Stretch {
+    /// The epoch that the partition is in now; the numbers of another one mean something else.
+    pub epoch: Epoch,
+    /// Everything before this position is here: the end that was asked for, or the log's if that comes first. Never less
+    /// than where reading began.
+    pub until: u64,
+    /// In the order of their positions, of which some may be missing: nothing is or ever will be there.
+    pub records: Vec<Record>,
 }
 
 /// Why a range cannot be read again.
@@ -169,6 +184,8 @@ pub enum ReadError {
     Trimmed { topic: String, partition: u32, from: u64, oldest: u64 },
     #[error("no partition {partition} of {topic}")]
     UnknownPartition { topic: String, partition: u32 },
+    #[error("the range of {topic} is too long or holds too many bytes; read it in pieces")]
+    TooLarge { topic: String },
     #[error("cannot read {topic}: {reason}")]
     Unavailable { topic: String, reason: String },
 }

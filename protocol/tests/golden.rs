@@ -6,7 +6,11 @@
 use bytes::Bytes;
 use tickmesh_protocol::{
     Batch, Epoch, Event, Position, Previous, Sequence, SignedBatch, SigningKey, StreamName, Topic,
-    codec::{decode_head_reply, decode_head_request, encode_head_reply, encode_head_request},
+    codec::{
+        decode_feed_frame, decode_feed_request, decode_head_reply, decode_head_request, encode_feed_frame,
+        encode_feed_request, encode_head_reply, encode_head_request,
+    },
+    feed::{FeedEnd, FeedFrame, FeedRequest, SourceStatus, Status},
     head::{Head, HeadReply, HeadRequest},
     position::MAX_SEQUENCE,
 };
@@ -134,4 +138,99 @@ fn topics_epochs_and_keys_are_stable() {
     assert_eq!(topic("trades.btc_usdt"), "/tickmesh/1/all/trades/62");
     assert_eq!(topic("candles.eth_usdt@1m"), "/tickmesh/1/all/candles/15");
     assert_eq!(Epoch::of("cluster/topic", 3, "offset").to_string(), "ec73938ec93a6c59");
+}
+
+const PAGE_SIGNATURE: &str = "
+60d37f7a2f84410e53f10f38d3c69ac672967efcc2826d953a42356991902752f160e581e0532c960d9b30f6fd6fa915
+951a6ea90a5417fe3abce583cdfe110e
+";
+
+const FEED_STREAMS: &str = "
+0200182f7469636b6d6573682f312f616c6c2f64657074682f3135021464657074682e6574685f75736474403130306d
+7301fd1032547698badcfefbfb000e64657074682e6574685f757364740001
+";
+
+const FEED_TOPIC: &str = "
+0201182f7469636b6d6573682f312f616c6c2f64657074682f3135011464657074682e6574685f75736474403130306d
+73fd1032547698badcfefdffffffffffff1f0000
+";
+
+const FEED_END: &str = "
+0201041464657074682e6574685f75736474403130306d730001fd1032547698badcfefbfb000e64657074682e657468
+5f7573647400001364657074682e6574685f757364744031306d73010100001164657074682e6574685f757364744031
+730100
+";
+
+const FEED_STATUS: &str = "
+0202fdefcdab89674523010765752d776573740206656e67696e65010005617564697400fc70110100fb2c01
+";
+
+fn feed_requests() -> [(FeedRequest, &'static str); 4] {
+    let position = |epoch, number| Position { epoch: Epoch::from_u64(epoch), sequence: sequence(number) };
+    let HeadRequest { topic, streams } = head_request();
+    let named = position(0xfedc_ba98_7654_3210, 251);
+    let after = vec![(streams[0].clone(), Some(named)), (streams[1].clone(), None)];
+    let last = position(0xfedc_ba98_7654_3210, MAX_SEQUENCE);
+    [
+        (FeedRequest::Streams { topic: topic.clone(), after, live: true }, FEED_STREAMS),
+        (FeedRequest::Topic { topic, after: vec![(streams[0].clone(), last)], live: false }, FEED_TOPIC),
+        (FeedRequest::Status, "0202"),
+        (FeedRequest::State { source: "engine".into() }, "020306656e67696e65"),
+    ]
+}
+
+fn feed_frames() -> [(FeedFrame, &'static str); 5] {
+    let position = |epoch, number| Position { epoch: Epoch::from_u64(epoch), sequence: sequence(number) };
+    let ends = [
+        FeedEnd::Complete { head: Some(position(0xfedc_ba98_7654_3210, 251)) },
+        FeedEnd::Complete { head: None },
+        FeedEnd::Refused { oldest: Some(position(0, 0)) },
+        FeedEnd::Refused { oldest: None },
+    ];
+    let names = ["depth.eth_usdt@100ms", "depth.eth_usdt", "depth.eth_usdt@10ms", "depth.eth_usdt@1s"];
+    let status = Status {
+        boot: 0x0123_4567_89ab_cdef,
+        region: "eu-west".into(),
+        sources: vec![
+            SourceStatus { name: "engine".into(), warm: true, lag: 0 },
+            SourceStatus { name: "audit".into(), warm: false, lag: 70_000 },
+        ],
+        lag_us: 300,
+    };
+    [
+        (FeedFrame::End { streams: names.map(stream).into_iter().zip(ends).collect() }, FEED_END),
+        (FeedFrame::Status(status), FEED_STATUS),
+        (FeedFrame::State { chunk: Bytes::from_static(&[0, 1, 255]), last: true }, "0203030001ff01"),
+        (FeedFrame::Refused { reason: "busy: é".into() }, "020408627573793a20c3a9"),
+        (FeedFrame::Working, "0205"),
+    ]
+}
+
+#[test]
+fn requests_for_feeds_have_these_bytes() {
+    for (request, bytes) in feed_requests() {
+        assert_eq!(hex(&encode_feed_request(&request).unwrap()), hex(&unhex(bytes)));
+        assert_eq!(decode_feed_request(&unhex(bytes)), Ok(request));
+    }
+}
+
+#[test]
+fn frames_of_feeds_have_these_bytes() {
+    for (frame, bytes) in feed_frames() {
+        assert_eq!(hex(&encode_feed_frame(&frame).unwrap()), hex(&unhex(bytes)));
+        assert_eq!(decode_feed_frame(&unhex(bytes).into()), Ok(frame));
+    }
+}
+
+#[test]
+fn a_page_has_these_bytes() {
+    let page = SignedBatch::sign_page(batch(), &key()).unwrap();
+    // The same body as in gossip, signed as something else.
+    let (body, signature) = (page.envelope().len() - 64, unhex(PAGE_SIGNATURE));
+    assert_eq!(hex(&page.envelope()[..body]), hex(&unhex(ENVELOPE)[..body]));
+    assert_eq!(hex(&page.envelope()[body..]), hex(&signature));
+    let length = u16::try_from(page.envelope().len()).unwrap().to_le_bytes();
+    let bytes = [&[2, 0, 0xfb], &length[..], page.envelope()].concat();
+    assert_eq!(hex(&encode_feed_frame(&FeedFrame::Page(page.clone())).unwrap()), hex(&bytes));
+    assert_eq!(decode_feed_frame(&bytes.into()), Ok(FeedFrame::Page(page)));
 }

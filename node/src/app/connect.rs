@@ -1,9 +1,13 @@
 //! The mesh, as the edge and ingest see it.
 
-use futures_util::{future::BoxFuture, stream::BoxStream};
+use futures_util::{
+    TryStreamExt,
+    future::BoxFuture,
+    stream::{self, BoxStream},
+};
 use tickmesh_protocol::{
     SignedBatch, Topic,
-    feed::FeedFrame,
+    feed::{FeedFrame, FeedRequest},
     fetching::Ask,
     head::{HeadReply, HeadRequest},
 };
@@ -12,7 +16,7 @@ use tokio::sync::watch;
 use crate::{
     edge::{Servers, Unavailable, Upstream},
     ingest::Outlet,
-    mesh::{MeshHandle, Role},
+    mesh::{FeedError, FeedReader, MeshHandle, Role},
 };
 
 pub(super) struct MeshUpstream(pub(super) MeshHandle);
@@ -34,11 +38,24 @@ impl Upstream for MeshUpstream {
     }
 
     fn servers(&self) -> watch::Receiver<Servers> {
-        watch::Sender::new(Servers::new()).subscribe()
+        self.0.live_publishers()
     }
 
-    fn fetch(&self, _: &Topic, _: Ask) -> BoxStream<'static, Result<FeedFrame, Unavailable>> {
-        Box::pin(futures_util::stream::empty())
+    fn fetch(&self, topic: &Topic, ask: Ask) -> BoxStream<'static, Result<FeedFrame, Unavailable>> {
+        let request = FeedRequest::Streams { topic: topic.clone(), after: ask.streams, live: false };
+        let mut question = Some((self.0.clone(), ask.server, request));
+        let frames = stream::try_unfold(None::<FeedReader>, move |reader| {
+            let question = question.take();
+            async move {
+                let mut reader = match (reader, question) {
+                    (Some(reader), _) => reader,
+                    (None, Some((mesh, server, request))) => mesh.feed(server, request).await?,
+                    (None, None) => return Ok::<_, FeedError>(None),
+                };
+                Ok(reader.next().await?.map(|frame| (frame, Some(reader))))
+            }
+        });
+        Box::pin(frames.map_err(|error| Unavailable { reason: error.to_string() }))
     }
 }
 

@@ -42,6 +42,7 @@ pub(super) struct Shared<'a> {
 /// Ingest, opened.
 pub(super) struct IngestStage {
     me: PublisherKey,
+    stop: CancellationToken,
     pub(super) opened: Opened,
     sources: Vec<(String, Box<dyn Source>)>,
     checkpoint_file: Option<PathBuf>,
@@ -73,6 +74,7 @@ impl IngestStage {
             });
             sources.push((name, source));
         }
+        let stop = CancellationToken::new();
         let parts = ingest::Parts {
             config: role.ingest,
             region: shared.region.to_owned(),
@@ -80,12 +82,13 @@ impl IngestStage {
             key,
             lanes,
             dead_letters: shared.dead_letters.clone(),
+            stop: stop.clone(),
             registry: shared.registry.clone(),
             lifecycle: shared.lifecycle.clone(),
         };
         let opened = ingest::open(parts).context("cannot open ingest")?;
         let ask_siblings = role.ingest.ask_siblings;
-        Ok(Self { me, opened, sources, checkpoint_file: role.checkpoint_file, ask_siblings })
+        Ok(Self { me, stop, opened, sources, checkpoint_file: role.checkpoint_file, ask_siblings })
     }
 
     /// Starts the sources where this peer, or a sibling, was, and then the ingest thread.
@@ -123,7 +126,7 @@ impl IngestStage {
             outlet: Arc::new(MeshOutlet(mesh.clone())),
             checkpoint_file: self.checkpoint_file,
         };
-        let stop = CancellationToken::new();
+        let stop = self.stop;
         let thread = self.opened.spawn(start, stop.clone()).context("cannot start the ingest thread")?;
         stages.ingest = Some((stop, thread));
         Ok(())

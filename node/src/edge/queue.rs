@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use tickmesh_protocol::{
-    Position, StreamName,
+    Event, Position, StreamName,
     client::{Rejection, RequestId},
 };
 use tokio::sync::Notify;
@@ -111,7 +111,7 @@ const MAX_PORTION_EVENTS: usize = 256;
 /// as fast as it comes. One for all shards.
 #[derive(Debug)]
 pub struct FeedRoom {
-    portion: usize,
+    portion: Bounds,
     /// Bytes that may be waiting for a shard already.
     waiting_bytes: usize,
     changed: Notify,
@@ -121,13 +121,19 @@ impl FeedRoom {
     /// For clients with these bounds: a portion is a quarter of a queue at most, and what may wait for a shard before it a
     /// sixteenth of its bytes, some hundred events.
     pub fn new(client: Bounds) -> Self {
-        let portion = (client.frames / 4).clamp(1, MAX_PORTION_EVENTS);
+        let frames = (client.frames / 4).clamp(1, MAX_PORTION_EVENTS);
+        let portion = Bounds { frames, bytes: client.bytes / 4 };
         Self { portion, waiting_bytes: client.bytes / 16, changed: Notify::new() }
     }
 
-    /// Events in one portion.
-    pub fn portion(&self) -> usize {
-        self.portion
+    /// How many of these events are the next portion: at least one, if there is any.
+    pub fn portion(&self, events: &[Event]) -> usize {
+        let mut bytes = 0;
+        let fits = |event: &&Event| {
+            bytes += event.data.len();
+            bytes <= self.portion.bytes
+        };
+        events.iter().take(self.portion.frames).take_while(fits).count().max(1).min(events.len())
     }
 
     /// Resolves when a shard may have room that had none.

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::{
     DeadLetters, Outlet,
-    checkpoint::Checkpoints,
+    checkpoint::Writer,
     metrics::Metrics,
     store::{Partition, Store},
     worker::Lane,
@@ -42,6 +42,8 @@ const TICK: Duration = Duration::from_millis(250);
 
 pub(super) struct Core {
     pub(super) region: String,
+    /// Names of the sources, by their ids.
+    pub(super) sources: Vec<Arc<str>>,
     pub(super) private: Arc<HashSet<String>>,
     pub(super) key: SigningKey,
     pub(super) began: Instant,
@@ -54,7 +56,7 @@ pub(super) struct Core {
     /// Nothing is published before this.
     pub(super) rest_until: Moment,
     pub(super) store: Arc<Store>,
-    pub(super) checkpoints: Option<Checkpoints>,
+    pub(super) checkpoints: Option<Writer>,
     pub(super) checkpoint_every: Duration,
     pub(super) next_checkpoint: Moment,
     pub(super) next_tick: Moment,
@@ -115,11 +117,10 @@ impl Core {
     ) {
         if let Some(reading) = self.sequencer.reading(epoch) {
             let place = Partition {
-                source: source.0.into(),
+                source: self.sources.get(usize::from(source.0)).cloned().unwrap_or_default(),
                 topic: topic.clone(),
                 partition,
                 read_from: reading.read_from,
-                oldest: 0,
             };
             self.store.set_partition(epoch, place);
         }
@@ -129,14 +130,14 @@ impl Core {
 
     pub(super) fn take(&mut self, lane: &mut Lane, event: SourceEvent) {
         match event {
-            SourceEvent::Begin { topic, partition, epoch, position, first } => {
+            SourceEvent::Begin { topic, partition, epoch, position, first, term } => {
                 match Sequence::new(position) {
                     Ok(position) => self.sequencer.begin(epoch, position, first),
                     Err(error) => {
                         tracing::error!(source = lane.source, %error, "partition begins beyond any sequence");
                     }
                 }
-                self.note_partition(lane.id, epoch, topic, partition, None);
+                self.note_partition(lane.id, epoch, topic, partition, term);
                 lane.warmth.begun(epoch);
             }
             SourceEvent::Reached { epoch, position } => {
@@ -355,7 +356,7 @@ impl Core {
         let state = Arc::new(self.state(lanes));
         self.store.set_state(Arc::clone(&state));
         if let Some(checkpoints) = &self.checkpoints {
-            checkpoints.write(state);
+            checkpoints.offer(state);
         }
     }
 
@@ -394,5 +395,8 @@ impl Core {
         let batches = self.publisher.take_all(self.now());
         self.send(batches).await;
         self.checkpoint(lanes);
+        if let Some(checkpoints) = self.checkpoints.take() {
+            checkpoints.end();
+        }
     }
 }

@@ -1,220 +1,302 @@
-//! The log, read again for feeds that ask for more than the history holds. One scan serves all who wait for the same
-//! chunk, and the last chunks are kept for those who come a moment later.
+//! The log, read again: for those who need what is older than the history.
+//!
+//! Many edges lose the same events at the same moment, and then ask for the same range. So a range is read in aligned
+//! chunks, each once however many wait for it, and kept for a while for those who come later:
+//!
+//! ```text
+//! feed ─┐
+//! feed ─┼─> chunk 7 of trades/0: being read ──> LogReader ──> thread "rescan": jq, numbers ──> kept
+//! feed ─┘   chunk 8 of trades/0: kept
+//! ```
+//!
+//! The events are those that were made when the log was read live, since both go through the same [`Transform`] and the
+//! same [`Sequencer`], but for `previous`: of the first event of a stream in a chunk it is unknown what came before the
+//! chunk, so it says [`Previous::Unknown`](tickmesh_protocol::Previous::Unknown) with the beginning of the chunk. Who
+//! reads chunk after chunk knows better. Events of private channels are not given out.
+//!
+//! A stream that moved to another partition and back is in both; which of its epochs count is not known here.
+
+mod cache;
+mod transforming;
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::HashSet,
     io,
-    sync::{Arc, Mutex, PoisonError},
-    thread,
-    time::{Duration, Instant},
+    ops::{Deref, Range},
+    sync::Arc,
+    time::Duration,
 };
 
-use futures_util::{
-    FutureExt,
-    future::{BoxFuture, Shared},
+use prometheus::{IntCounter, IntGauge};
+use tickmesh_protocol::{Epoch, Event};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::timeout,
 };
-use prometheus::IntCounter;
-use tickmesh_protocol::{Epoch, Event, sequencer::Sequencer};
-use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
-use super::{Lane, store::CHUNK};
+use self::{
+    cache::{Cache, Chunk, Key, Look},
+    transforming::Transforming,
+};
 use crate::{
     ops::metrics::Registry,
-    source::{LogReader, ReadError, Record},
-    transform::{Transform, jq},
+    source::{LogReader, ReadError, Stretch},
+    transform::Routes,
 };
 
-/// Chunks that wait to be made into events, each already read.
-const WAITING_CHUNKS: usize = 16;
+/// Positions of a chunk, the usual one first. A chunk with too many bytes is read in smaller ones; the smallest holds
+/// eight of the largest records, which is [`MAX_CHUNK_BYTES`].
+const CHUNK_POSITIONS: [u64; 4] = [4096, 512, 64, 8];
+/// Most bytes of records in a chunk: it must fit the cache several times, or nobody would share it.
+const MAX_CHUNK_BYTES: usize = 8 * 1024 * 1024;
+/// Chunks that are read at the same time, over all sources. A source reads one at a time anyway; more than one, so that a
+/// source that does not answer does not stop the others.
+const READING: usize = 4;
+/// Chunks that may wait for being read. Each is a page for somebody, and at a tenth of a second for each the last of
+/// them waits for as long as anybody does.
+const MAX_WAITING: usize = 256;
+/// Longest wait for a chunk: some turns of a source that takes its ten seconds to give up.
+const WAIT: Duration = Duration::from_secs(30);
+/// Times a chunk is read again because retention took its beginning meanwhile.
+const MAX_TRIMS: usize = 3;
 
-/// What is kept of read chunks, in bytes of events.
-const KEPT_BYTES: usize = 64 * 1024 * 1024;
+/// One source, as far as it can be read again.
+pub struct Log {
+    pub source: String,
+    pub reader: Arc<dyn LogReader>,
+    pub routes: Routes,
+    /// Channels of records that pass without a route, if the source knows them.
+    pub channels: Option<&'static [&'static str]>,
+}
 
-/// How long a chunk that the log was still growing in is given out without looking again: what fifty waiters share.
-const GROWING_FOR: Duration = Duration::from_millis(100);
+/// A range of a partition of a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted<'a> {
+    pub source: &'a str,
+    pub epoch: Epoch,
+    pub topic: &'a str,
+    pub partition: u32,
+    pub from: u64,
+    pub until: u64,
+}
 
-/// How often a read that the log's server did not answer is left before it is tried again.
-const FAILED_FOR: Duration = Duration::from_secs(1);
+/// Why a range cannot be had.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RescanError {
+    /// [`ReadError::Trimmed`] says what is the oldest that can be had.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error("the log is in epoch {now}; what it had in epoch {asked} is gone")]
+    OtherEpoch { asked: Epoch, now: Epoch },
+    #[error("no source {0:?} is read here")]
+    UnknownSource(String),
+    #[error("too many ranges are waited for")]
+    Busy,
+    #[error("the log did not answer in time")]
+    Timeout,
+    #[error("the peer is going down")]
+    Ended,
+}
 
-/// The events of a chunk, or why there are none.
-pub(super) type Chunk = Result<Arc<[Event]>, ReadError>;
-type Reading = Shared<BoxFuture<'static, Chunk>>;
+/// Events of a range, in the order of the log: the first part of what was asked for. Shared with all who asked.
+#[derive(Clone, Debug)]
+pub struct Part {
+    chunk: Arc<Chunk>,
+    events: Range<usize>,
+    /// Everything of the range before this position is here. At the end of the log it may be where the range began.
+    pub next: u64,
+}
 
-/// A part of a partition: from a position to the end of its chunk.
-type Key = (Epoch, u64);
+impl Part {
+    /// Everything from here on was looked at for the `previous` of these events.
+    pub fn read_from(&self) -> u64 {
+        self.chunk.start
+    }
+}
 
-pub(super) struct Rescan {
-    readers: Vec<Arc<dyn LogReader>>,
-    to_transform: mpsc::Sender<Work>,
-    kept: Arc<Mutex<Kept>>,
-    scans: IntCounter,
+impl Deref for Part {
+    type Target = [Event];
+
+    fn deref(&self) -> &[Event] {
+        &self.chunk.events[self.events.clone()]
+    }
+}
+
+/// Reads logs again, once for all who wait. Cheap to clone; ends with its last clone.
+#[derive(Clone)]
+pub struct Rescan(Arc<Inner>);
+
+struct Inner {
+    logs: Vec<Log>,
+    transforming: Transforming,
+    cache: Cache,
+    turns: Semaphore,
+    stop: CancellationToken,
+    metrics: Metrics,
+}
+
+#[derive(Clone)]
+struct Metrics {
+    reads: IntCounter,
     records: IntCounter,
     shared: IntCounter,
+    bytes: IntGauge,
 }
 
-/// Records on their way to events.
-struct Work {
-    lane: usize,
-    records: Vec<Record>,
-    answer: oneshot::Sender<Arc<[Event]>>,
-}
-
-/// Chunks that are being read or were, by when they were asked for first.
-#[derive(Default)]
-struct Kept {
-    chunks: HashMap<Key, Reading>,
-    /// What is complete, its size and until when it may be given out; the oldest first.
-    order: VecDeque<(Key, usize, Option<Instant>)>,
-    bytes: usize,
+impl Metrics {
+    fn new(registry: &Registry) -> Self {
+        Self {
+            reads: registry.counter("log_rereads_total", "Ranges of logs that were read again."),
+            records: registry.counter("log_reread_records_total", "Records of logs that were read again."),
+            shared: registry.counter(
+                "log_reread_shared_total",
+                "Requests for a range of a log that was being read for others, or was still there.",
+            ),
+            bytes: registry.gauge("log_reread_bytes", "Bytes of ranges of logs that are kept for others."),
+        }
+    }
 }
 
 impl Rescan {
-    /// Starts the thread that makes events of what was read: filters need its large stack.
-    pub(super) fn start(
-        lanes: &[Lane],
-        private: &Arc<HashSet<String>>,
+    /// Starts the thread that makes events; `bytes` is what is kept for others at most, a chunk at least. `stop` ends what
+    /// is being read.
+    ///
+    /// # Errors
+    /// If the thread cannot be started.
+    pub fn new(
+        logs: Vec<Log>,
+        private: Arc<HashSet<String>>,
+        bytes: usize,
         registry: &Registry,
+        stop: CancellationToken,
     ) -> io::Result<Self> {
-        let (to_transform, work) = mpsc::channel(WAITING_CHUNKS);
-        let mut makers = Vec::new();
-        for lane in lanes {
-            makers.push((lane.routes.clone(), lane.channels));
-        }
-        let theirs = Arc::clone(private);
-        thread::Builder::new().name("rescan".into()).stack_size(jq::STACK_BYTES).spawn(move || {
-            let transforms: Result<Vec<_>, _> = makers
-                .into_iter()
-                .map(|(routes, channels)| Transform::new(&routes, channels, &theirs))
-                .collect();
-            match transforms {
-                Ok(transforms) => make_events(&transforms, &theirs, work),
-                // The configuration was checked with the same compiler.
-                Err(error) => tracing::error!(%error, "routes do not compile"),
-            }
-        })?;
-        Ok(Self {
-            readers: lanes.iter().map(|lane| Arc::clone(&lane.reader)).collect(),
-            to_transform,
-            kept: Arc::default(),
-            scans: registry.counter("log_rereads_total", "Chunks of a log that were read again for feeds."),
-            records: registry.counter("log_reread_records_total", "Records that were read again for feeds."),
-            shared: registry.counter(
-                "log_rereads_shared_total",
-                "Times a chunk was had from a read that others asked for.",
-            ),
-        })
+        let programs = logs.iter().map(|log| (log.routes.clone(), log.channels)).collect();
+        let transforming = Transforming::start(programs, private)?;
+        let turns = Semaphore::new(READING);
+        let (cache, metrics) = (Cache::new(bytes, MAX_WAITING), Metrics::new(registry));
+        Ok(Self(Arc::new(Inner { logs, transforming, cache, turns, stop, metrics })))
     }
 
-    /// The events from `begin` to the end of its chunk, each linked to the one before it in this range. Ready at once if it
-    /// was read lately. To drop what waits does not end the read for others.
-    pub(super) fn read(
-        &self,
-        source: usize,
-        epoch: Epoch,
-        topic: &Arc<str>,
-        partition: u32,
-        begin: u64,
-    ) -> Reading {
-        let key = (epoch, begin);
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.drop_outdated();
-        if let Some(reading) = kept.chunks.get(&key) {
-            self.shared.inc();
-            return reading.clone();
-        }
-        self.scans.inc();
-        let reader = self.readers.get(source).cloned();
-        let (to_transform, topic, records) = (self.to_transform.clone(), topic.clone(), self.records.clone());
-        let until = (begin / CHUNK + 1) * CHUNK;
-        let shelf = Arc::clone(&self.kept);
-        let reading: BoxFuture<'static, Chunk> = Box::pin(async move {
-            let chunk = async {
-                let unavailable =
-                    |reason: &str| ReadError::Unavailable { topic: topic.to_string(), reason: reason.into() };
-                let reader = reader.ok_or_else(|| unavailable("no such source"))?;
-                let read = reader.read(&topic, partition, begin, until).await?;
-                records.inc_by(read.len() as u64);
-                // Of another epoch: the log was made anew meanwhile.
-                if read.iter().any(|record| record.epoch != epoch) {
-                    return Err(ReadError::UnknownPartition { topic: topic.to_string(), partition });
+    /// Gives the first part of a range; the rest is had by asking again from [`Part::next`] on.
+    ///
+    /// # Errors
+    /// [`RescanError`] says why not. A range is never given with a hole in it.
+    pub async fn read(&self, wanted: Wanted<'_>) -> Result<Part, RescanError> {
+        let source = self.0.logs.iter().position(|log| log.source == wanted.source);
+        let source = source.ok_or_else(|| RescanError::UnknownSource(wanted.source.to_owned()))?;
+        timeout(WAIT, self.read_of(source, wanted)).await.unwrap_or(Err(RescanError::Timeout))
+    }
+
+    async fn read_of(&self, source: usize, wanted: Wanted<'_>) -> Result<Part, RescanError> {
+        let Wanted { epoch, topic, partition, from, until, .. } = wanted;
+        let topic: Arc<str> = topic.into();
+        for size in CHUNK_POSITIONS {
+            let start = from / size * size;
+            let key = Key { source, epoch, topic: topic.clone(), partition, start, size };
+            let trimmed = |oldest| ReadError::Trimmed { topic: topic.to_string(), partition, from, oldest };
+            match self.chunk(key, until).await {
+                Ok(Some(chunk)) if chunk.start > from => return Err(trimmed(chunk.start).into()),
+                Ok(Some(chunk)) => return Ok(part_of(chunk, from, until)),
+                // Too many bytes; a smaller one.
+                Ok(None) => {}
+                // What was read began where the chunk does.
+                Err(RescanError::Read(ReadError::Trimmed { oldest, .. })) => {
+                    return Err(trimmed(oldest).into());
                 }
-                let grows = read.last().is_none_or(|last| last.position + 1 < until);
-                let (answer, answered) = oneshot::channel();
-                let work = Work { lane: source, records: read, answer };
-                to_transform.send(work).await.map_err(|_| unavailable("this peer ends"))?;
-                let events = answered.await.map_err(|_| unavailable("this peer ends"))?;
-                Ok((events, grows))
-            };
-            let (chunk, size, until) = match chunk.await {
-                Ok((events, grows)) => {
-                    let size = events.iter().map(|event| event.data.len() + size_of::<Event>()).sum();
-                    (Ok(events), size, grows.then(|| Instant::now() + GROWING_FOR))
+                Err(error) => return Err(error),
+            }
+        }
+        Err(ReadError::TooLarge { topic: topic.to_string() }.into())
+    }
+
+    /// The chunk of a key, read up to `until` or its own end. `None`: it has too many bytes.
+    async fn chunk(&self, key: Key, until: u64) -> Result<Option<Arc<Chunk>>, RescanError> {
+        let until = until.min(key.end());
+        let mut joined = 0;
+        loop {
+            let (mut read, mine) = match self.0.cache.look(&key, until) {
+                Look::Kept(chunk) => {
+                    self.0.metrics.shared.inc_by(u64::from(joined == 0));
+                    return Ok(chunk);
                 }
-                Err(error) => (Err(error), 0, Some(Instant::now() + FAILED_FOR)),
+                Look::Reading(read) => {
+                    self.0.metrics.shared.inc_by(u64::from(joined == 0));
+                    joined += 1;
+                    (read, false)
+                }
+                Look::Yours(done) => {
+                    let read = done.subscribe();
+                    tokio::spawn(self.clone().read_chunk(key.clone(), done));
+                    (read, true)
+                }
+                Look::Full => return Err(RescanError::Busy),
             };
-            shelf.lock().unwrap_or_else(PoisonError::into_inner).completed(key, size, until);
-            chunk
-        });
-        let reading = reading.shared();
-        kept.chunks.insert(key, reading.clone());
-        reading
-    }
-}
-
-impl Kept {
-    fn completed(&mut self, key: Key, size: usize, until: Option<Instant>) {
-        self.bytes += size;
-        self.order.push_back((key, size, until));
-        while self.bytes > KEPT_BYTES {
-            let Some((key, size, _)) = self.order.pop_front() else { break };
-            self.bytes -= size;
-            self.chunks.remove(&key);
+            let outcome = read.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone());
+            // Nobody tells any more if the runtime ends.
+            let chunk = outcome.unwrap_or(Err(RescanError::Ended))?;
+            let enough = chunk.as_ref().is_none_or(|chunk| chunk.until >= until);
+            // A read that had begun before this was asked may have met an earlier end of the log; one that began later
+            // has not.
+            if enough || mine || joined > 1 {
+                return Ok(chunk);
+            }
         }
     }
 
-    fn drop_outdated(&mut self) {
-        let now = Instant::now();
-        let Self { chunks, order, bytes } = self;
-        order.retain(|(key, size, until)| {
-            let outdated = until.is_some_and(|until| until <= now);
-            if outdated {
-                chunks.remove(key);
-                *bytes -= size;
-            }
-            !outdated
-        });
+    /// Reads a chunk and tells all who wait.
+    async fn read_chunk(self, key: Key, done: watch::Sender<Outcome>) {
+        let stop = self.0.stop.clone();
+        let outcome = stop.run_until_cancelled(self.try_read_chunk(&key)).await;
+        let outcome = outcome.unwrap_or(Err(RescanError::Ended));
+        self.0.cache.keep(&key, outcome.as_ref().ok());
+        self.0.metrics.bytes.set(i64::try_from(self.0.cache.bytes()).unwrap_or(i64::MAX));
+        done.send_replace(Some(outcome));
     }
-}
 
-fn make_events(transforms: &[Transform], private: &HashSet<String>, mut work: mpsc::Receiver<Work>) {
-    while let Some(Work { lane, records, answer }) = work.blocking_recv() {
-        let Some(transform) = transforms.get(lane) else { continue };
-        // Whoever asked may have gone.
-        let _ = answer.send(events_of(transform, private, &records).into());
-    }
-}
-
-/// What ingest made of these records when it read them first. Records that became dead letters then do so again, unsaid.
-fn events_of(transform: &Transform, private: &HashSet<String>, records: &[Record]) -> Vec<Event> {
-    let mut sequencer = Sequencer::default();
-    let mut events = Vec::new();
-    for record in records {
-        for made in transform.apply(&record.topic, &record.value).into_iter().flatten() {
-            let Ok((sequence, previous)) = sequencer.next(&made.stream, record.epoch, record.position) else {
-                continue;
-            };
-            if private.contains(made.stream.channel()) {
-                continue;
+    async fn try_read_chunk(&self, key: &Key) -> Result<Option<Arc<Chunk>>, RescanError> {
+        let turn = self.0.turns.acquire().await.map_err(|_| RescanError::Ended)?;
+        let log = self.0.logs.get(key.source).ok_or(RescanError::Ended)?;
+        let mut start = key.start;
+        let mut trims = 0;
+        let stretch = loop {
+            self.0.metrics.reads.inc();
+            match log.reader.read(&key.topic, key.partition, start, key.end()).await {
+                Ok(stretch) => break stretch,
+                Err(ReadError::TooLarge { .. }) => return Ok(None),
+                // The oldest lies within this chunk; who asked for something older is told so.
+                Err(ReadError::Trimmed { oldest, .. }) if oldest < key.end() && trims < MAX_TRIMS => {
+                    start = oldest;
+                    trims += 1;
+                }
+                Err(error) => return Err(error.into()),
             }
-            events.push(Event {
-                stream: made.stream,
-                epoch: record.epoch,
-                sequence,
-                previous,
-                engine_time_us: record.engine_time_us,
-                data: made.data,
-            });
+        };
+        drop(turn);
+        let Stretch { epoch, until, records } = stretch;
+        self.0.metrics.records.inc_by(records.len() as u64);
+        if epoch != key.epoch {
+            return Err(RescanError::OtherEpoch { asked: key.epoch, now: epoch });
         }
+        let bytes = records.iter().map(|record| record.value.len()).sum();
+        if bytes > MAX_CHUNK_BYTES {
+            return Ok(None);
+        }
+        let events = self.0.transforming.events(key.source, epoch, start, records).await;
+        let events = events.ok_or(RescanError::Ended)?;
+        Ok(Some(Arc::new(Chunk::new(start, until, events, bytes))))
     }
-    events
 }
+
+/// What became of reading a chunk; `None` until that is known. A chunk that is `None` has too many bytes.
+type Outcome = Option<Result<Option<Arc<Chunk>>, RescanError>>;
+
+fn part_of(chunk: Arc<Chunk>, from: u64, until: u64) -> Part {
+    let first = chunk.events.partition_point(|event| event.sequence.get() < from);
+    let end = chunk.events.partition_point(|event| event.sequence.get() < until).max(first);
+    let next = chunk.until.min(until).max(from);
+    Part { chunk, events: first..end, next }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,9 +1,9 @@
 //! What feeds are served from: the history, and behind it the log.
 //!
 //! A page is made of events as this peer has them and signed when it is asked for. Where the history does not begin early
-//! enough, the log is read again, in chunks that all who wait share ([`super::rescan`]). What is found there is linked
+//! enough, the log is read again, in parts that all who wait share ([`super::rescan`]). What is found there is linked
 //! anew: this peer has looked at everything between the reader's position and the next event, so it may say that the one
-//! comes before the other, which the chunk alone does not tell.
+//! comes before the other, which the part alone does not tell.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -25,15 +25,12 @@ use tokio::sync::watch;
 
 use super::{
     history::{After, History},
-    rescan::Rescan,
+    rescan::{Rescan, RescanError, Wanted},
 };
 use crate::{
     ports::{CursorStream, FeedCursor, FeedStep, FeedStore, PAGE_BYTES, Refusal},
     source::ReadError,
 };
-
-/// Positions of the log that are read at once; what a thousand feeds wait for is so read once.
-pub(super) const CHUNK: u64 = 4096;
 
 /// The history of an ingest peer and what is behind it, shared by the ingest thread and all feeds.
 pub(super) struct Store {
@@ -62,13 +59,11 @@ pub struct Overview {
 /// Where the records of an epoch are, and which of them became events of this peer.
 #[derive(Clone, Debug)]
 pub(super) struct Partition {
-    pub(super) source: usize,
+    pub(super) source: Arc<str>,
     pub(super) topic: Arc<str>,
     pub(super) partition: u32,
     /// Everything from here on was sequenced.
     pub(super) read_from: Sequence,
-    /// What is before this is known to be gone from the log.
-    pub(super) oldest: u64,
 }
 
 /// A part of the log that has to be looked at for one stream of a feed.
@@ -142,14 +137,6 @@ impl Store {
 
     fn partition(&self, epoch: Epoch) -> Option<Partition> {
         self.partitions.lock().unwrap_or_else(PoisonError::into_inner).get(&epoch).cloned()
-    }
-
-    /// The log of an epoch begins here now.
-    fn trimmed(&self, epoch: Epoch, oldest: u64) {
-        let mut partitions = self.partitions.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(partition) = partitions.get_mut(&epoch) {
-            partition.oldest = partition.oldest.max(oldest);
-        }
     }
 
     fn is_warm(&self) -> bool {
@@ -275,21 +262,23 @@ impl Store {
         }
     }
 
-    /// Looks at the next chunk of the log, for all streams that need it.
+    /// Looks at the next part of the log, for all streams that need it.
     fn from_log(self: &Arc<Self>, cursor: &mut FeedCursor, looks: &[Look]) -> Result<FeedStep, Refusal> {
         let waiting = Ok(FeedStep::default());
         let Some(first) = looks.iter().min_by_key(|look| (look.epoch.as_u64(), look.from)) else {
             return waiting;
         };
-        let Some(partition) = self.partition(first.epoch) else {
-            cursor.streams[first.stream].end = Some(FeedEnd::Refused { oldest: first.oldest });
-            return waiting;
+        let mut here: Vec<_> = looks.iter().filter(|look| look.epoch == first.epoch).collect();
+        let (epoch, from) = (first.epoch, first.from);
+        let until = here.iter().map(|look| look.until).max().unwrap_or(from);
+        let Some(Partition { source, topic, partition, .. }) = self.partition(epoch) else {
+            return refuse(cursor, here);
         };
-        // Whole chunks are shared. What of the first one is gone from the log is not asked for again.
-        let begin = (first.from - first.from % CHUNK).max(partition.oldest);
-        let chunk = (begin, (first.from / CHUNK + 1) * CHUNK);
-        let mut read =
-            self.rescan.read(partition.source, first.epoch, &partition.topic, partition.partition, chunk.0);
+        let rescan = self.rescan.clone();
+        let mut read: BoxFuture<'static, _> = Box::pin(async move {
+            let wanted = Wanted { source: &source, epoch, topic: &topic, partition, from, until };
+            rescan.read(wanted).await
+        });
         let Some(read) = (&mut read).now_or_never() else {
             let (store, topic) = (Arc::clone(self), cursor.topic.clone());
             tokio::spawn(async move {
@@ -299,36 +288,32 @@ impl Store {
             });
             return waiting;
         };
-        let here =
-            looks.iter().filter(|look| look.epoch == first.epoch && (chunk.0..chunk.1).contains(&look.from));
         match read {
-            Ok(events) => self.give_chunk(cursor, here, &events, chunk.1),
-            Err(ReadError::Trimmed { oldest, .. }) => {
-                self.trimmed(first.epoch, oldest);
-                for look in here.filter(|look| look.from < oldest) {
-                    let oldest_in_log = Sequence::new(oldest)
-                        .ok()
-                        .filter(|oldest| oldest.get() < look.until)
-                        .map(|sequence| Position { epoch: look.epoch, sequence });
-                    let stream = &mut cursor.streams[look.stream];
-                    stream.end = Some(FeedEnd::Refused { oldest: oldest_in_log.or(look.oldest) });
+            Ok(part) => {
+                // At the end of the log there is no more, whatever was expected.
+                let end = if part.next > from { part.next } else { until };
+                here.retain(|look| look.from < end);
+                self.give_part(cursor, &here, &part, end)
+            }
+            Err(RescanError::Read(ReadError::Trimmed { oldest, .. })) => {
+                for look in here.iter_mut().filter(|look| look.from < oldest) {
+                    let left = Sequence::new(oldest).ok().filter(|oldest| oldest.get() < look.until);
+                    let left = left.map(|sequence| Position { epoch, sequence });
+                    cursor.streams[look.stream].end = Some(FeedEnd::Refused { oldest: left.or(look.oldest) });
                 }
                 waiting
             }
-            Err(ReadError::UnknownPartition { .. }) => {
-                for look in here {
-                    cursor.streams[look.stream].end = Some(FeedEnd::Refused { oldest: look.oldest });
-                }
-                waiting
+            Err(RescanError::OtherEpoch { .. } | RescanError::Read(ReadError::UnknownPartition { .. })) => {
+                refuse(cursor, here)
             }
-            Err(error @ ReadError::Unavailable { .. }) => Err(Refusal(error.to_string().into())),
+            Err(error) => Err(Refusal(error.to_string().into())),
         }
     }
 
-    fn give_chunk<'a>(
+    fn give_part(
         &self,
         cursor: &mut FeedCursor,
-        looks: impl Iterator<Item = &'a Look>,
+        looks: &[&Look],
         events: &[Event],
         end: u64,
     ) -> Result<FeedStep, Refusal> {
@@ -343,7 +328,7 @@ impl Store {
             };
             for event in events.iter().filter(|event| event.stream == stream.name).filter(in_reach) {
                 if bytes >= PAGE_BYTES || found.len() >= MAX_BATCH_EVENTS {
-                    // The rest of the chunk is looked at again.
+                    // The rest is looked at again.
                     until = event.sequence.get();
                     break;
                 }
@@ -358,6 +343,14 @@ impl Store {
         }
         self.give(cursor, found)
     }
+}
+
+/// Refuses streams for good: their log is not here any more.
+fn refuse(cursor: &mut FeedCursor, looks: Vec<&Look>) -> Result<FeedStep, Refusal> {
+    for look in looks {
+        cursor.streams[look.stream].end = Some(FeedEnd::Refused { oldest: look.oldest });
+    }
+    Ok(FeedStep::default())
 }
 
 /// What came before an event, for a reader who has been given everything up to `after`.

@@ -35,7 +35,7 @@ pub use self::{
     market::{Collector, Market, Setting, USERS, Want, Written},
 };
 use super::{
-    LogReader, ReadError, Record, Source, SourceEvent, Starts,
+    LogReader, ReadError, Record, Source, SourceEvent, Starts, Stretch,
     metrics::{Figures, SourceMetrics},
 };
 use crate::ops::{health::Condition, metrics::now_us};
@@ -263,7 +263,7 @@ impl Log {
     }
 
     /// Writes a range again, as far as its time has come.
-    fn write_again(&self, partition: usize, from: u64, until: u64) -> Option<Vec<Record>> {
+    fn write_again(&self, partition: usize, from: u64, until: u64) -> Option<Stretch> {
         let mut market = self.history.before(partition, from)?;
         let mut collector = Collector::new(Want::Range { partition, from, until });
         let now_ms = now_us() / 1000;
@@ -273,7 +273,12 @@ impl Log {
             market.step(&mut collector);
             self.history.offer(&market);
         }
-        Some(collector.records.into_iter().filter_map(|written| self.record(written)).collect())
+        let end = market.positions().get(partition).copied()?;
+        Some(Stretch {
+            epoch: *self.epochs.get(partition)?,
+            until: end.min(until).max(from),
+            records: collector.records.into_iter().filter_map(|written| self.record(written)).collect(),
+        })
     }
 }
 
@@ -284,7 +289,7 @@ impl LogReader for Reader {
         partition: u32,
         from: u64,
         until: u64,
-    ) -> BoxFuture<'a, Result<Vec<Record>, ReadError>> {
+    ) -> BoxFuture<'a, Result<Stretch, ReadError>> {
         Box::pin(async move {
             let unavailable =
                 |reason: &str| ReadError::Unavailable { topic: topic.to_owned(), reason: reason.to_owned() };
@@ -293,13 +298,13 @@ impl LogReader for Reader {
                 return Err(ReadError::UnknownPartition { topic: topic.to_owned(), partition });
             };
             if until.saturating_sub(from) > MAX_READ_POSITIONS {
-                return Err(unavailable("the range is too long, read it in pieces"));
+                return Err(ReadError::TooLarge { topic: topic.to_owned() });
             }
             let turn = self.0.reading.acquire().await.map_err(|_| unavailable("the reader has ended"))?;
             let log = self.0.clone();
-            let records = tokio::task::spawn_blocking(move || log.write_again(index, from, until)).await;
+            let stretch = tokio::task::spawn_blocking(move || log.write_again(index, from, until)).await;
             drop(turn);
-            records.ok().flatten().ok_or_else(|| unavailable("the market cannot be worked out"))
+            stretch.ok().flatten().ok_or_else(|| unavailable("the market cannot be worked out"))
         })
     }
 }

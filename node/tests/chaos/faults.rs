@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::rig::Rig;
+use crate::{load::extras, rig::Rig};
 
 /// How long the load goes on after a fault before the next step, so that what it causes is seen.
 const AFTERWARDS: Duration = Duration::from_secs(1);
@@ -14,7 +14,9 @@ const SILENT_KILLS: usize = 10;
 /// all, and then it is tried again.
 const LONGEST_FREEZE: Duration = Duration::from_secs(20);
 const FREEZES: usize = 3;
-const FAST_BEAT: Duration = Duration::from_millis(2);
+
+/// Extra records per second while it stands: about as many messages, of which a queue holds some thousand.
+const EXTRA_RATE: u64 = 1_600;
 
 /// How many times the usual rate is more than two cores carry, and in how many parts that is measured.
 const OVERLOAD: u64 = 5;
@@ -104,6 +106,10 @@ pub enum Disks {
 /// All ingest peers are killed at once, and come back after a while.
 pub fn kill_all_ingest(rig: &mut Rig, disks: Disks) {
     rig.go_on(AFTERWARDS);
+    if disks == Disks::AllLost {
+        // All of the log is read again.
+        rig.trim_log();
+    }
     for ingest in &mut rig.cluster.ingest {
         ingest.kill();
     }
@@ -138,42 +144,38 @@ pub fn kill_broker(rig: &mut Rig) {
 
 /// An edge stands still until messages to it are dropped, then goes on.
 pub fn freeze_edge(rig: &mut Rig) {
-    // Messages fill a queue, not bytes.
-    rig.load.set_beat(FAST_BEAT);
+    const EDGE: usize = 0;
+    // Messages fill a queue, not events: many topics that only this edge has joined.
+    rig.new_client_of(EDGE, extras());
+    rig.wait_subscribed();
+    let before = queue_drops(rig);
     for _ in 0..FREEZES {
+        rig.load.set_extra_rate(EXTRA_RATE);
+        rig.go_on(AFTERWARDS);
         let begun = Instant::now();
-        let dropped = frozen_edge_drops(rig);
+        rig.cluster.edges[EDGE].node.freeze();
+        while queue_drops(rig) == before && begun.elapsed() < LONGEST_FREEZE {
+            rig.go_on(Duration::from_millis(20));
+        }
         let frozen = begun.elapsed();
-        rig.cluster.edges[0].node.thaw();
+        rig.load.set_extra_rate(0);
+        rig.cluster.edges[EDGE].node.thaw();
         let thawed = Instant::now();
         rig.catch_up();
-        rig.note(format!(
-            "{dropped} messages dropped after {frozen:.1?}, complete {:.1?} later",
-            thawed.elapsed()
-        ));
+        let complete = thawed.elapsed();
         rig.go_on(AFTERWARDS);
+        // What waited too long is dropped after the thaw.
+        let dropped = queue_drops(rig) - before;
+        rig.note(format!("{dropped} messages dropped in {frozen:.1?}, complete {complete:.1?} later"));
         if dropped > 0.0 {
-            rig.load.set_beat(rig.form.beat);
-            return;
+            return rig.drop_clients();
         }
     }
     panic!("no message to a frozen edge was dropped, {FREEZES} times");
 }
 
-/// Freezes an edge until messages to it are dropped; how many. None if its connections were given up before.
-fn frozen_edge_drops(rig: &mut Rig) -> f64 {
-    let mut drops =
-        || -> f64 { rig.cluster.ingest.iter_mut().map(|ingest| ingest.counts().get("queue drops")).sum() };
-    let before = drops();
-    rig.cluster.edges[0].node.freeze();
-    let end = Instant::now() + LONGEST_FREEZE;
-    loop {
-        let dropped = drops() - before;
-        if dropped > 0.0 || Instant::now() > end {
-            return dropped;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
+fn queue_drops(rig: &mut Rig) -> f64 {
+    rig.cluster.ingest.iter_mut().map(|ingest| ingest.counts().get("queue drops")).sum()
 }
 
 /// An edge is asked to end and started again, then killed and started again; its clients come back by themselves.

@@ -1,6 +1,7 @@
 //! The load: records with a running number per stream, at a rate, into Kafka.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -17,7 +18,10 @@ use crate::kafka::KafkaProducer;
 const KEYS: usize = 4;
 const VARIANTS: usize = 3;
 
-/// Partitions of the log; each holds the streams of one key.
+/// Streams with a topic each, for faults that need many messages rather than many events.
+const EXTRAS: usize = 32;
+
+/// Partitions of the log; each holds the streams of one key, and a part of the extras.
 pub const PARTITIONS: i32 = KEYS as i32;
 
 pub const TOPIC: &str = "chaos";
@@ -25,10 +29,15 @@ pub const TOPIC: &str = "chaos";
 /// Records written at once after the rate was changed or the broker was away; more would be another test.
 const MOST_PER_BEAT: u64 = 2_000;
 
-/// The names of all streams; the index is the stream's number in [`Load`].
+/// The names of the streams that all clients follow.
 pub fn streams() -> Vec<String> {
     let keys = (0..KEYS).flat_map(|key| (0..VARIANTS).map(move |variant| (key, variant)));
     keys.map(|(key, variant)| format!("trades.pair{key}_usdt@v{variant}")).collect()
+}
+
+/// The names of the extra streams.
+pub fn extras() -> Vec<String> {
+    (0..EXTRAS).map(|key| format!("ticker.extra{key}")).collect()
 }
 
 /// A thread that writes until it is dropped.
@@ -39,14 +48,26 @@ pub struct Load {
 
 struct Shared {
     rate: AtomicU64,
-    beat_us: AtomicU64,
+    extra_rate: AtomicU64,
+    beat: Duration,
     stop: AtomicBool,
-    /// Records written of each stream, which is the number of the next.
-    written: Vec<AtomicU64>,
+    /// Of [`streams`].
+    usual: Vec<Written>,
+    /// Of [`extras`].
+    extra: Vec<Written>,
+}
+
+struct Written {
+    stream: String,
+    partition: i32,
+    /// Records written, which is the number of the next.
+    count: AtomicU64,
 }
 
 impl Load {
-    /// Starts silent. `client`: the settings of a client of the broker.
+    /// Starts silent. `client`: the settings of a client of the broker. `beat`: how often records are written; at 5,000 a
+    /// second and each 10 ms, 50 at a time. What ingest peers get at once they publish in one batch for each topic, and
+    /// batches are what costs CPU.
     pub fn start(mut client: ClientConfig, beat: Duration) -> Self {
         client
             .set("enable.idempotence", "true")
@@ -55,9 +76,11 @@ impl Load {
             .set("queue.buffering.max.messages", "1000000")
             .set("message.timeout.ms", "300000");
         let producer = KafkaProducer::new(&client);
-        let written = streams().iter().map(|_| AtomicU64::new(0)).collect();
-        let (rate, beat_us) = (AtomicU64::new(0), AtomicU64::new(beat.as_micros() as u64));
-        let shared = Arc::new(Shared { rate, beat_us, stop: AtomicBool::new(false), written });
+        let (rate, extra_rate) = (AtomicU64::new(0), AtomicU64::new(0));
+        let usual = written(streams(), VARIANTS);
+        let extra = written(extras(), EXTRAS / KEYS);
+        let shared = Shared { rate, extra_rate, beat, stop: AtomicBool::new(false), usual, extra };
+        let shared = Arc::new(shared);
         let thread = thread::Builder::new().name("load".into());
         let theirs = shared.clone();
         let thread = thread.spawn(move || theirs.run(&producer)).expect("a thread");
@@ -69,47 +92,87 @@ impl Load {
         self.shared.rate.store(rate, Ordering::Relaxed);
     }
 
-    /// How often records are written from now on: at 5,000 a second and each 10 ms, 50 at a time. What ingest peers get at
-    /// once they publish in one batch for each topic, and batches are what costs CPU.
-    pub fn set_beat(&self, beat: Duration) {
-        self.shared.beat_us.store(beat.as_micros() as u64, Ordering::Relaxed);
+    /// Records of [`extras`] per second from now on; 0 for none, as at the start.
+    pub fn set_extra_rate(&self, rate: u64) {
+        self.shared.extra_rate.store(rate, Ordering::Relaxed);
     }
 
     /// Records written so far of each stream.
-    pub fn written(&self) -> Vec<u64> {
-        self.shared.written.iter().map(|count| count.load(Ordering::Acquire)).collect()
+    pub fn written(&self) -> HashMap<String, u64> {
+        let all = self.shared.usual.iter().chain(&self.shared.extra);
+        all.map(|written| (written.stream.clone(), written.count.load(Ordering::Acquire))).collect()
+    }
+
+    /// Records written so far to each partition.
+    pub fn partitions(&self) -> Vec<u64> {
+        let mut counts = vec![0; KEYS];
+        for written in self.shared.usual.iter().chain(&self.shared.extra) {
+            counts[written.partition as usize] += written.count.load(Ordering::Acquire);
+        }
+        counts
+    }
+}
+
+/// How far the writing of some streams is, at one rate.
+struct Pace<'a> {
+    streams: &'a [Written],
+    rate: u64,
+    begun: Instant,
+    sent: u64,
+    turn: usize,
+}
+
+impl<'a> Pace<'a> {
+    fn new(streams: &'a [Written]) -> Self {
+        Self { streams, rate: 0, begun: Instant::now(), sent: 0, turn: 0 }
+    }
+
+    /// Writes what is due.
+    fn beat(&mut self, wanted: u64, producer: &KafkaProducer) {
+        if wanted != self.rate {
+            (self.rate, self.begun, self.sent) = (wanted, Instant::now(), 0);
+        }
+        let due = self.begun.elapsed().as_micros() as u64 * self.rate / 1_000_000;
+        for _ in 0..due.saturating_sub(self.sent).min(MOST_PER_BEAT) {
+            self.streams[self.turn].write(producer);
+            self.turn = (self.turn + 1) % self.streams.len();
+            self.sent += 1;
+        }
     }
 }
 
 impl Shared {
     fn run(&self, producer: &KafkaProducer) {
-        let names = streams();
-        let (mut turn, mut rate, mut begun, mut sent) = (0, 0, Instant::now(), 0);
+        let (mut usual, mut extra) = (Pace::new(&self.usual), Pace::new(&self.extra));
         while !self.stop.load(Ordering::Relaxed) {
-            let wanted = self.rate.load(Ordering::Relaxed);
-            if wanted != rate {
-                (rate, begun, sent) = (wanted, Instant::now(), 0);
-            }
-            let due = (begun.elapsed().as_micros() as u64 * rate / 1_000_000).saturating_sub(sent);
-            for _ in 0..due.min(MOST_PER_BEAT) {
-                self.write(producer, &names, turn);
-                turn = (turn + 1) % names.len();
-                sent += 1;
-            }
-            thread::sleep(Duration::from_micros(self.beat_us.load(Ordering::Relaxed)));
+            usual.beat(self.rate.load(Ordering::Relaxed), producer);
+            extra.beat(self.extra_rate.load(Ordering::Relaxed), producer);
+            thread::sleep(self.beat);
         }
         producer.flush();
     }
+}
 
-    fn write(&self, producer: &KafkaProducer, names: &[String], stream: usize) {
-        let number = self.written[stream].load(Ordering::Relaxed);
+impl Written {
+    fn write(&self, producer: &KafkaProducer) {
+        let number = self.count.load(Ordering::Relaxed);
         let record = format!(
             r#"{{"stream":"{}","data":{{"n":{number},"price":"36200.5","quantity":"0.25","side":"buy","timestamp":1724548381123}}}}"#,
-            names[stream]
+            self.stream
         );
-        producer.send(TOPIC, (stream / VARIANTS) as i32, Some(&record));
-        self.written[stream].store(number + 1, Ordering::Release);
+        producer.send(TOPIC, self.partition, Some(&record));
+        self.count.store(number + 1, Ordering::Release);
     }
+}
+
+/// So many streams after one another share a partition.
+fn written(streams: Vec<String>, per_partition: usize) -> Vec<Written> {
+    let numbered = streams.into_iter().zip(0..);
+    let written = numbered.map(|(stream, index): (String, usize)| {
+        let partition = (index / per_partition) as i32;
+        Written { stream, partition, count: AtomicU64::new(0) }
+    });
+    written.collect()
 }
 
 impl Drop for Load {

@@ -5,17 +5,22 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::runtime::{Builder, Runtime};
+
 use crate::{
     checker::Findings,
     cluster::{Cluster, Counts, cpu_seconds},
-    load::{Load, PARTITIONS, TOPIC},
+    load::{Load, PARTITIONS, TOPIC, streams},
     report::{HEAD, Row},
     watcher::{Watcher, Watchers},
 };
-use crate::{
-    kafka::KafkaBroker,
-    node::{DEADLINE, wait_until},
-};
+use crate::{kafka::KafkaBroker, node::wait_until};
+
+/// How long clients may take to get what they have missed: all that was written in the longest outage.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What is left of each partition where older records are deleted.
+const KEPT_RECORDS: u64 = 50_000;
 
 const CLIENTS_PER_EDGE: usize = 2;
 
@@ -63,6 +68,7 @@ pub struct Rig {
     pub broker: KafkaBroker,
     pub clients: Vec<Watcher>,
     watchers: Watchers,
+    runtime: Runtime,
     rows: Vec<Row>,
     /// Said by the fault that is going on.
     notes: Vec<String>,
@@ -88,7 +94,7 @@ impl Rig {
     pub fn start(ingest_peers: usize) -> Self {
         let form = Form::from_env();
         let broker = KafkaBroker::start();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(broker.create_topic(TOPIC, PARTITIONS));
         let cluster = Cluster::start(&broker.bootstrap(), ingest_peers);
         for ingest in &cluster.ingest {
@@ -102,6 +108,7 @@ impl Rig {
             broker,
             clients: Vec::new(),
             watchers: Watchers::new(),
+            runtime,
             rows: Vec::new(),
             notes: Vec::new(),
             restarted_edges: Vec::new(),
@@ -119,10 +126,15 @@ impl Rig {
 
     /// Connects another client, which then subscribes by itself.
     pub fn new_client(&mut self, edge: usize) {
+        self.new_client_of(edge, streams());
+    }
+
+    /// Connects another client, which then subscribes to these streams by itself.
+    pub fn new_client_of(&mut self, edge: usize, streams: Vec<String>) {
         let member = &self.cluster.edges[edge];
         self.clients_made += 1;
         let name = format!("client {} of {}", self.clients_made, member.name);
-        self.clients.push(self.watchers.follow(name, member.node.url()));
+        self.clients.push(self.watchers.follow(name, member.node.url(), streams));
     }
 
     /// Waits until the subscriptions of all clients are confirmed.
@@ -175,11 +187,20 @@ impl Rig {
         self.rows.push(row);
     }
 
+    /// Deletes the older part of the log, as retention does.
+    pub fn trim_log(&self) {
+        self.catch_up();
+        for (partition, written) in self.load.partitions().into_iter().enumerate() {
+            let before = i64::try_from(written.saturating_sub(KEPT_RECORDS)).expect("an offset");
+            self.runtime.block_on(self.broker.delete_records(TOPIC, partition as i32, before));
+        }
+    }
+
     /// Waits until all clients have what was written so far; how much is missing if they do not get it.
     pub fn catch_up(&self) -> u64 {
         let written = self.load.written();
         let behind = || self.clients.iter().map(|client| client.behind(&written)).sum();
-        let end = Instant::now() + DEADLINE;
+        let end = Instant::now() + PATIENCE;
         loop {
             let left = behind();
             if left == 0 || Instant::now() > end {
@@ -243,7 +264,8 @@ impl Rig {
         let cores = vec![
             ("ingest", (all.cpu_seconds - edges.cpu_seconds) / seconds),
             ("edges", edges.cpu_seconds / seconds),
-            ("kafka", (after.broker_cpu - before.broker_cpu) / seconds),
+            // Another process after it was killed.
+            ("kafka", (after.broker_cpu - before.broker_cpu).max(0.0) / seconds),
             ("test", (after.own_cpu - before.own_cpu) / seconds),
         ];
         Row {

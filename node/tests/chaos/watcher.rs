@@ -24,7 +24,6 @@ use tokio_tungstenite::{
 
 use crate::{
     checker::{Checker, Event, Findings},
-    load::streams,
     pauses::Pauses,
 };
 
@@ -52,6 +51,8 @@ pub struct Watcher {
 }
 
 struct Shared {
+    /// The streams that it follows.
+    names: Vec<String>,
     seen: Mutex<Seen>,
     connections: AtomicU64,
 }
@@ -70,10 +71,9 @@ impl Watchers {
     }
 
     /// A client of an edge, for as long as the watchers live.
-    pub fn follow(&self, name: String, url: String) -> Watcher {
-        let names = streams();
+    pub fn follow(&self, name: String, url: String, names: Vec<String>) -> Watcher {
         let seen = Seen { checker: Checker::new(&names), pauses: Pauses::new(names.len()), confirmed: 0 };
-        let shared = Arc::new(Shared { seen: Mutex::new(seen), connections: AtomicU64::new(0) });
+        let shared = Arc::new(Shared { names, seen: Mutex::new(seen), connections: AtomicU64::new(0) });
         let theirs = shared.clone();
         let task = self.runtime.spawn(async move {
             loop {
@@ -92,14 +92,17 @@ impl Watcher {
 
     /// Whether every stream is subscribed.
     pub fn is_subscribed(&self) -> bool {
-        self.shared.seen().confirmed == streams().len()
+        self.shared.seen().confirmed == self.shared.names.len()
     }
 
-    /// How many events of the given numbers per stream have not come yet, counting from the last that came.
-    pub fn behind(&self, written: &[u64]) -> u64 {
+    /// How many events of those written of each stream have not come yet, counting from the last that came.
+    pub fn behind(&self, written: &HashMap<String, u64>) -> u64 {
         let seen = self.shared.seen();
-        let names = streams();
-        names.iter().zip(written).map(|(name, count)| count.saturating_sub(seen.checker.next(name))).sum()
+        let behind =
+            self.shared.names.iter().map(|name| {
+                written.get(name).map_or(0, |count| count.saturating_sub(seen.checker.next(name)))
+            });
+        behind.sum()
     }
 
     pub fn longest_pause(&self, from: Instant, until: Instant) -> Duration {
@@ -134,7 +137,7 @@ impl Shared {
             seen.confirmed = 0;
         }
         self.connections.fetch_add(1, Ordering::Relaxed);
-        let names = streams();
+        let names = &self.names;
         let indices: HashMap<&str, usize> = names.iter().map(String::as_str).zip(0..).collect();
         if subscribe(&mut socket, names.clone()).await.is_none() {
             return;

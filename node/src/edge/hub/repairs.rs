@@ -412,10 +412,12 @@ impl Hub {
             return;
         }
         let events = &page.batch().events;
-        let to = events.len().min(from + self.repairs.room.portion());
-        for event in events.get(from..to).unwrap_or_default() {
+        let rest = events.get(from..).unwrap_or_default();
+        let portion = self.repairs.room.portion(rest);
+        for event in &rest[..portion] {
             self.receive(event, Way::Feed, now);
         }
+        let to = from + portion;
         if to < events.len() {
             self.repairs.page = Some((page, to));
             self.repairs.page_since = Instant::now();

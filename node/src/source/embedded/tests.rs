@@ -114,9 +114,11 @@ async fn early_late_and_again_are_the_same_log() {
         );
         let until = begin + positions.len() as u64;
         let again = early.reader.read(TOPIC, number_of(partition), begin, until).await.unwrap();
+        assert_eq!((again.epoch, again.until), (epoch, until));
+        let again = again.records;
         assert_eq!(format!("{again:?}"), format!("{live:?}"), "partition {partition} is read again");
         let before = early.reader.read(TOPIC, number_of(partition), 0, begin).await.unwrap();
-        assert_eq!(before.len() as u64, begin, "what came before the source was up can be read");
+        assert_eq!(before.records.len() as u64, begin, "what came before the source was up can be read");
     }
     let counted = format!("tickmesh_source_records_total{{source=\"demo\"}} {}", early.records.len());
     let shown = early.registry.render();
@@ -174,13 +176,14 @@ async fn reading_goes_on_where_it_is_told() {
 async fn the_log_ends_where_the_clock_is() {
     let running = Running::start(config(200));
     let ahead = running.reader.read(TOPIC, 0, 50_000, 60_000).await.unwrap();
-    assert!(ahead.is_empty(), "records of the future: {}", ahead.len());
+    assert!(ahead.records.is_empty(), "records of the future: {}", ahead.records.len());
+    assert_eq!(ahead.until, 50_000, "nothing is known to be there or not");
     let unknown =
-        |result: Result<Vec<Record>, ReadError>| matches!(result, Err(ReadError::UnknownPartition { .. }));
+        |result: Result<Stretch, ReadError>| matches!(result, Err(ReadError::UnknownPartition { .. }));
     assert!(unknown(running.reader.read(TOPIC, 4, 0, 1).await));
     assert!(unknown(running.reader.read("other", 0, 0, 1).await));
     let long = running.reader.read(TOPIC, 0, 0, MAX_READ_POSITIONS + 1).await;
-    assert!(matches!(long, Err(ReadError::Unavailable { .. })));
+    assert!(matches!(long, Err(ReadError::TooLarge { .. })));
     let mut coming = config(0);
     coming.setting.origin_ms += 300;
     let origin_us = coming.setting.origin_ms * 1000;

@@ -24,7 +24,7 @@ use super::{
     numbering::epoch_of,
     reading::record_of,
 };
-use crate::source::{LogReader, ReadError, Record};
+use crate::source::{LogReader, ReadError, Record, Stretch};
 
 /// Requests that may wait for the one that is served; more are refused, as their clients would time out anyway.
 const WAITING_REQUESTS: usize = 64;
@@ -50,7 +50,7 @@ struct Request {
     partition: u32,
     from: u64,
     until: u64,
-    answer: oneshot::Sender<Result<Vec<Record>, ReadError>>,
+    answer: oneshot::Sender<Result<Stretch, ReadError>>,
 }
 
 impl Reader {
@@ -88,12 +88,12 @@ impl LogReader for Reader {
         partition: u32,
         from: u64,
         until: u64,
-    ) -> BoxFuture<'a, Result<Vec<Record>, ReadError>> {
+    ) -> BoxFuture<'a, Result<Stretch, ReadError>> {
         Box::pin(async move {
             let unavailable =
                 |reason: &str| ReadError::Unavailable { topic: topic.to_owned(), reason: reason.to_owned() };
             if until.saturating_sub(from) > MAX_READ_POSITIONS {
-                return Err(unavailable("the range is too long, read it in pieces"));
+                return Err(ReadError::TooLarge { topic: topic.to_owned() });
             }
             let (answer, answered) = oneshot::channel();
             let request = Request { topic: topic.to_owned(), partition, from, until, answer };
@@ -123,8 +123,15 @@ struct Range {
     until: i64,
 }
 
+impl Range {
+    fn stretch(&self, records: Vec<Record>) -> Stretch {
+        let until = self.until.max(self.from).unsigned_abs();
+        Stretch { epoch: self.epoch, until, records }
+    }
+}
+
 impl Server {
-    fn read(&mut self, request: &Request) -> Result<Vec<Record>, ReadError> {
+    fn read(&mut self, request: &Request) -> Result<Stretch, ReadError> {
         let result = self.try_read(request);
         if let Some(client) = &self.client {
             // An empty assignment, so that nothing more of this range is fetched.
@@ -136,11 +143,11 @@ impl Server {
         result
     }
 
-    fn try_read(&mut self, request: &Request) -> Result<Vec<Record>, ReadError> {
-        if request.answer.is_closed() || request.from >= request.until {
-            return Ok(Vec::new());
-        }
+    fn try_read(&mut self, request: &Request) -> Result<Stretch, ReadError> {
         let unavailable = |reason: String| ReadError::Unavailable { topic: request.topic.clone(), reason };
+        if request.answer.is_closed() {
+            return Err(unavailable("nobody waits for it".to_owned()));
+        }
         let client = match self.client.take() {
             Some(client) => client,
             None => self
@@ -152,7 +159,7 @@ impl Server {
         let client = self.client.insert(client);
         let range = locate(client, &self.status, &mut self.cluster, request)?;
         if range.from >= range.until {
-            return Ok(Vec::new());
+            return Ok(range.stretch(Vec::new()));
         }
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(&range.topic, range.partition, Offset::Offset(range.from))
@@ -207,7 +214,7 @@ fn locate(
 }
 
 /// Polls until the range or the partition ends.
-fn collect(client: &BaseConsumer<Context>, range: &Range) -> Result<Vec<Record>, ReadError> {
+fn collect(client: &BaseConsumer<Context>, range: &Range) -> Result<Stretch, ReadError> {
     let unavailable =
         |reason: &str| ReadError::Unavailable { topic: range.topic.to_string(), reason: reason.to_owned() };
     let deadline = Instant::now() + READ_DEADLINE;
@@ -225,17 +232,17 @@ fn collect(client: &BaseConsumer<Context>, range: &Range) -> Result<Vec<Record>,
                 if message.offset() < range.until {
                     bytes += message.payload_len();
                     if bytes > MAX_READ_BYTES {
-                        return Err(unavailable("the range holds too many bytes, read it in pieces"));
+                        return Err(ReadError::TooLarge { topic: range.topic.to_string() });
                     }
                     records.push(record_of(&message, range.topic.clone(), range.epoch));
                 }
                 if message.offset().saturating_add(1) >= range.until {
-                    return Ok(records);
+                    return Ok(range.stretch(records));
                 }
             }
             // Behind the last record there may be markers of transactions, which are never delivered.
             Some(Err(KafkaError::PartitionEOF(partition))) if partition == range.partition => {
-                return Ok(records);
+                return Ok(range.stretch(records));
             }
             Some(Err(error)) => match error.rdkafka_error_code() {
                 Some(RDKafkaErrorCode::AutoOffsetReset) => {
