@@ -497,7 +497,11 @@ impl Hole {
                 self.fetch = FetchState::Due(now + pause(self.failures));
             }
             Fetched::Ended(FeedEnd::Complete { head }) => {
-                self.forgiven = None;
+                // A server that does not have it, either, is not the one that told of it: another one is asked.
+                let elsewhere = |oldest: &Position| {
+                    link.last() == self.began_at && !covers(head, *oldest) && self.barren < UNPROVEN
+                };
+                self.forgiven = self.forgiven.filter(elsewhere);
                 self.compare(head, link);
                 // If it brought something, what else is missing most likely came while this was on its way.
                 if link.last() == self.began_at {
