@@ -235,7 +235,9 @@ impl Upstream for EmptyMesh {
     fn leave(&self, _: &Topic) {}
 
     fn heads(&self, request: HeadRequest) -> BoxFuture<'static, Result<HeadReply, Unavailable>> {
-        Box::pin(async move { Ok(HeadReply { heads: vec![Head::Empty; request.streams.len()] }) })
+        Box::pin(async move {
+            Ok(HeadReply { heads: vec![Head::Empty; request.streams.len()], read: Vec::new() })
+        })
     }
 
     fn servers(&self) -> watch::Receiver<Servers> {

@@ -16,10 +16,17 @@ pub struct HeadRequest {
     pub streams: Vec<StreamName>,
 }
 
+/// Most places in one answer. An ingest peer that reads more partitions leaves them out.
+pub const MAX_HEAD_READ: usize = 1024;
+
 /// One answer per stream asked for, in the same order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeadReply {
     pub heads: Vec<Head>,
+    /// For streams that are [`Head::Empty`]: what comes next in each partition that was read, one per epoch. None of these
+    /// streams has an event before. Without it, nobody could tell whether their first event is the first: it may have been
+    /// lost, and all who published it gone. At most [`MAX_HEAD_READ`]; nothing, if none is empty or they are too many.
+    pub read: Vec<Position>,
 }
 
 /// Where one stream stands.

@@ -11,7 +11,7 @@ use tickmesh_protocol::{
     Batch, Epoch, Event, Moment, Position, PublisherKey, Sequence, SignedBatch, SigningKey, StreamName,
     checkpoint::{PartitionState, SourceState, State, StreamState},
     feed::Status,
-    head::{Head, HeadReply, HeadRequest},
+    head::{Head, HeadReply, HeadRequest, MAX_HEAD_READ},
     sequencer::{Sequencer, Unsequenced},
     takeover::{Publisher, SourceId},
 };
@@ -274,11 +274,22 @@ impl Core {
             if makers.peek().is_none() {
                 return Some(Head::UnknownChannel);
             }
-            // Who has not read to the end does not know that there is nothing.
-            makers.all(|lane| lane.warmth.is_warm()).then_some(Head::Empty)
+            // Who has not read to the end does not know that there is nothing, nor who has not published yet what there is.
+            let nothing = self.sequencer.last(stream).is_none();
+            (nothing && makers.all(|lane| lane.warmth.is_warm())).then_some(Head::Empty)
         };
-        let heads = request.streams.iter().map(head).collect::<Option<_>>()?;
-        Some(HeadReply { heads })
+        let heads = request.streams.iter().map(head).collect::<Option<Vec<_>>>()?;
+        let read = if heads.contains(&Head::Empty) { self.read() } else { Vec::new() };
+        Some(HeadReply { heads, read })
+    }
+
+    /// What comes next in each partition.
+    fn read(&self) -> Vec<Position> {
+        let next = self.sequencer.partitions().filter_map(|(epoch, reading)| {
+            Some(Position { epoch, sequence: Sequence::new(reading.next).ok()? })
+        });
+        let read: Vec<_> = next.take(MAX_HEAD_READ + 1).collect();
+        if read.len() > MAX_HEAD_READ { Vec::new() } else { read }
     }
 
     pub(super) fn woken(&mut self, late: Duration) {
