@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use tickmesh_protocol::{Batch, Previous, repair::MAX_HELD_EVENTS};
+use tickmesh_protocol::{Batch, Event, Previous, repair::MAX_HELD_EVENTS};
 
 use super::*;
 
@@ -251,9 +251,11 @@ impl World<'_> {
         }
     }
 
-    pub(super) fn note_replayed(&mut self, stream: usize, index: Option<usize>) {
-        if let Some(index) = index {
-            self.published_at(stream, index).replayed = true;
+    pub(super) fn note_replayed(&mut self, stream: usize, index: Option<usize>, event: &Event) {
+        let Some(index) = index else { return };
+        self.published_at(stream, index).replayed = true;
+        if let Previous::Unknown { read_from } = event.previous {
+            self.note_skipped(stream, index, Position { sequence: read_from, ..event.position() });
         }
     }
 
