@@ -60,8 +60,15 @@ pub struct IngestShape {
     pub clock: Clock,
     /// How long after a record was written this peer reads it, at most.
     pub read_delay: Time,
-    /// 0 in the home region of the sources, larger in standby regions.
-    pub tier: u8,
+    /// Sources for which this peer is only a standby, as bits.
+    pub standby: u8,
+}
+
+impl IngestShape {
+    /// 0 in the home region of a source, larger in standby regions.
+    pub fn tier(&self, source: usize) -> u8 {
+        self.standby >> source & 1
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
