@@ -114,6 +114,7 @@ impl<'a, T: Io> Serving<'a, T> {
             Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
                 return Err(self.invalid(&error.to_string()).await);
             }
+            Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut => return Err(FeedOutcome::Slow),
             Ok(Err(_)) => return Err(FeedOutcome::Gone),
             Err(_) => return Err(FeedOutcome::Slow),
         };
