@@ -18,17 +18,22 @@ use std::{
 
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput};
-use futures_util::future::BoxFuture;
+use futures_util::{future::BoxFuture, stream::BoxStream};
 use tickmesh::{
-    edge::{self, Config, NodeInfo, Parts, Unavailable, Upstream},
+    edge::{self, Config, NodeInfo, Parts, Servers, Unavailable, Upstream},
     ops::{lifecycle::LifecycleEvents, metrics::Registry},
 };
 use tickmesh_protocol::{
     Batch, Epoch, Event, Previous, Sequence, SignedBatch, SigningKey, StreamName, Topic,
     client::write_data_message,
+    feed::FeedFrame,
+    fetching::Ask,
     head::{Head, HeadReply, HeadRequest},
 };
-use tokio::{runtime::Runtime, sync::mpsc};
+use tokio::{
+    runtime::Runtime,
+    sync::{mpsc, watch},
+};
 use tokio_util::sync::CancellationToken;
 
 const STREAM: &str = "trades.btc_usdt";
@@ -231,6 +236,14 @@ impl Upstream for EmptyMesh {
 
     fn heads(&self, request: HeadRequest) -> BoxFuture<'static, Result<HeadReply, Unavailable>> {
         Box::pin(async move { Ok(HeadReply { heads: vec![Head::Empty; request.streams.len()] }) })
+    }
+
+    fn servers(&self) -> watch::Receiver<Servers> {
+        watch::Sender::new(Servers::new()).subscribe()
+    }
+
+    fn fetch(&self, _: &Topic, _: Ask) -> BoxStream<'static, Result<FeedFrame, Unavailable>> {
+        Box::pin(futures_util::stream::empty())
     }
 }
 

@@ -2,17 +2,19 @@
 //!
 //! ```text
 //! batches ─> hub ─> queue ─> shard ─> outbox of a connection ─> socket
-//!             │     per shard  │
-//!   heads of streams       requests of clients (back to the hub)
+//!            │ └<─ fetches  per shard  │
+//!   heads of streams              requests of clients (back to the hub)
 //! ```
 //!
 //! Promised to a client: it sees `subscribed` before the first event of a stream; then every event after the position
-//! told in it, in order, each once. Where one is missing, `previous` shows it.
+//! told in it, in order, each once. What gossip loses is fetched; only what the log itself has lost is missing, and
+//! `previous` shows it.
 //!
 //! | file | holds |
 //! |---|---|
 //! | `hub` | the state of every stream, one task |
-//! | `stream` | one stream, pure: joining, live, held events |
+//! | `hub/joining`, `hub/repairs` | its subscribe requests; when what is missing is fetched |
+//! | `fetch` | one fetch of missing events, a task |
 //! | `queue` | what the hub and the shards say to each other |
 //! | `shard` | one thread with its connections: delivery, time, drain |
 //! | `connection`, `requests` | one client: its life, its requests |
@@ -22,7 +24,7 @@
 
 mod config;
 mod connection;
-mod early;
+mod fetch;
 mod frame;
 mod http;
 mod hub;
@@ -32,7 +34,6 @@ mod outbox;
 mod queue;
 mod requests;
 mod shard;
-mod stream;
 mod subscriptions;
 
 use std::{
@@ -45,24 +46,30 @@ use std::{
 };
 
 use axum::Router;
-use futures_util::future::BoxFuture;
+use futures_util::{future::BoxFuture, stream::BoxStream};
 use socket2::{Domain, Protocol, Socket, Type};
 use tickmesh_protocol::{
     SignedBatch, Topic,
+    feed::FeedFrame,
+    fetching::Ask,
     head::{HeadReply, HeadRequest},
 };
-use tokio::{sync::mpsc, task::LocalSet};
+use tokio::{
+    sync::{mpsc, watch},
+    task::LocalSet,
+};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use self::{
     config::{Config, InvalidPattern, PRIVATE_CHANNELS, Pattern},
+    hub::Servers,
     outbox::Bounds,
 };
 use self::{
-    hub::Hub,
+    hub::{Hub, HubParts},
     metrics::EdgeMetrics,
-    queue::{ShardQueue, ToHub},
-    shard::Shard,
+    queue::{FeedRoom, ShardQueue, ToHub},
+    shard::{Shard, ShardParts},
 };
 use crate::ops::{lifecycle::LifecycleEvents, metrics::Registry};
 
@@ -87,6 +94,14 @@ pub trait Upstream: Send + Sync + 'static {
     /// Asks where streams stand. The topic must have been joined. The answer comes within the time an edge makes its
     /// clients wait, or it is [`Unavailable`].
     fn heads(&self, request: HeadRequest) -> BoxFuture<'static, Result<HeadReply, Unavailable>>;
+
+    /// Who can be asked for feeds. A new serial number says that the publisher has connected anew.
+    fn servers(&self) -> watch::Receiver<Servers>;
+
+    /// Asks a server for what follows the positions of streams of a topic, up to its head: pages, which it has signed as
+    /// such, and at last [`FeedFrame::End`]. If it ends otherwise, by an error or without one, the server could not be
+    /// asked, has gone, or refuses. It goes on only as it is polled; dropping it closes the feed.
+    fn fetch(&self, topic: &Topic, ask: Ask) -> BoxStream<'static, Result<FeedFrame, Unavailable>>;
 }
 
 /// Nobody who knows could be asked in time.
@@ -192,9 +207,10 @@ impl Bound {
         let (requests, from_shards) = mpsc::channel(HUB_REQUESTS);
         let config = Arc::new(self.config);
         let max_connections = config.max_connections.div_ceil(self.listeners.len());
+        let feed_room = Arc::new(FeedRoom::new(config.queue));
         let (mut queues, mut threads) = (Vec::new(), Vec::new());
         for (index, listener) in self.listeners.into_iter().enumerate() {
-            let queue = Arc::new(ShardQueue::new(SHARD_QUEUE_BYTES));
+            let queue = Arc::new(ShardQueue::new(SHARD_QUEUE_BYTES, Arc::clone(&feed_room)));
             queues.push(Arc::clone(&queue));
             let shard = Spawn {
                 index,
@@ -213,7 +229,14 @@ impl Bound {
         }
         drop(requests);
         tracing::info!(address = %self.address, shards = threads.len(), "edge listens");
-        let hub = Hub::new(upstream, queues, config.leave_after, config.join_timeout, metrics);
+        let hub = Hub::new(HubParts {
+            upstream,
+            shards: queues,
+            feed_room,
+            leave_after: config.leave_after,
+            join_timeout: config.join_timeout,
+            metrics,
+        });
         hub.run(batches, from_shards, stop.clone()).await;
         stop.cancel();
         let mut result = Ok(());
@@ -267,7 +290,15 @@ impl Spawn {
             Ok(listener) => listener,
             Err(error) => return tracing::error!(%error, shard = self.index, "a shard cannot listen"),
         };
-        let shard = Shard::new(self.index, self.config, self.node, self.metrics, self.lifecycle, self.hub);
+        let shard = Shard::new(ShardParts {
+            index: self.index,
+            config: self.config,
+            node: self.node,
+            metrics: self.metrics,
+            lifecycle: self.lifecycle,
+            hub: self.hub,
+            queue: Arc::clone(&self.queue),
+        });
         let shard = Rc::new(RefCell::new(shard));
         let accepting = tokio::task::spawn_local(http::accept(
             Rc::clone(&shard),

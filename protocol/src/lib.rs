@@ -15,19 +15,27 @@
 //! | [`sequencer`] | log positions → sequence and `previous` |
 //! | [`link`] | received events → deliver, duplicate, gap, reset |
 //! | [`rank`] | which of the ingest peers leads a topic |
+//! | [`fetching`] | which servers are asked for what is missing |
+//! | [`repair`] | one stream at an edge: joined, linked, repaired |
+//! | [`takeover`] | what an ingest peer publishes, and when |
+//! | [`checkpoint`] | [`checkpoint::State`], what an ingest peer goes on from |
 //! | [`time`] | [`Moment`], time as the state machines see it |
 
 pub mod batch;
+pub mod checkpoint;
 pub mod client;
 pub mod codec;
 pub mod event;
 pub mod feed;
+pub mod fetching;
 pub mod head;
 pub mod link;
 pub mod position;
 pub mod rank;
+pub mod repair;
 pub mod sequencer;
 pub mod stream;
+pub mod takeover;
 pub mod time;
 pub mod topic;
 

@@ -34,6 +34,11 @@ impl Sequence {
     pub fn get(self) -> u64 {
         self.0
     }
+
+    /// The number before; none before zero.
+    pub fn before(self) -> Option<Self> {
+        self.0.checked_sub(1).map(Self)
+    }
 }
 
 impl fmt::Display for Sequence {

@@ -14,7 +14,7 @@
 //! assert_eq!((sequence.get(), previous), (7, Previous::At(Sequence::new(3).unwrap())));
 //! // The topic is deleted and made anew: another epoch, whose first record tells what came before it.
 //! let anew = Epoch::of("cluster/topic made anew", 0, "offset");
-//! sequencer.begin(anew, Sequence::ZERO);
+//! sequencer.begin(anew, Sequence::ZERO, true);
 //! let (_, previous) = sequencer.next(&btc, anew, 2).unwrap();
 //! assert!(matches!(previous, Previous::Reset { after } if after.epoch == epoch && after.sequence.get() == 7));
 //! ```
@@ -53,6 +53,8 @@ pub struct Reading {
     pub next: u64,
     /// [`Sequencer::count`] when reading began.
     began: u64,
+    /// Nothing of the epoch was before `read_from`.
+    whole: bool,
 }
 
 /// Why a record gets no sequence. It belongs in the dead letters; the stream goes on without it.
@@ -80,6 +82,7 @@ impl Sequencer {
             read_from: sequence,
             next: position,
             began: count,
+            whole: false,
         });
         reading.next = reading.next.max(position + 1);
         let reading = *reading;
@@ -108,8 +111,11 @@ impl Sequencer {
             state.left.push(last.epoch);
             // Nothing of the new epoch was missed if it has been read since its beginning, or since before the last event
             // of the old one.
-            let whole = reading.read_from == Sequence::ZERO || reading.began < state.at_count;
-            if whole { Previous::Reset { after: last } } else { unknown }
+            if reading.whole || reading.began < state.at_count {
+                Previous::Reset { after: last }
+            } else {
+                unknown
+            }
         };
         self.count += 1;
         state.last = now;
@@ -118,16 +124,12 @@ impl Sequencer {
     }
 
     /// Notes that reading of a partition begins, or goes on, at `position`, before the record there is seen. If that is
-    /// beyond what came next, what lies between was not read.
-    pub fn begin(&mut self, epoch: Epoch, position: Sequence) {
-        let began = self.count;
-        let reading = self.partitions.entry(epoch).or_insert(Reading {
-            read_from: position,
-            next: position.get(),
-            began,
-        });
+    /// beyond what came next, what lies between was not read. `first`: nothing of the epoch is or ever was before it.
+    pub fn begin(&mut self, epoch: Epoch, position: Sequence, first: bool) {
+        let fresh = Reading { read_from: position, next: position.get(), began: self.count, whole: first };
+        let reading = self.partitions.entry(epoch).or_insert(fresh);
         if position.get() > reading.next {
-            *reading = Reading { read_from: position, next: position.get(), began };
+            *reading = fresh;
         }
     }
 
@@ -161,7 +163,7 @@ impl Sequencer {
     /// Takes up what a checkpoint kept of a partition; nothing, if it is known already.
     pub fn restore_partition(&mut self, epoch: Epoch, read_from: Sequence, next: u64) {
         // Before any stream's last event.
-        self.partitions.entry(epoch).or_insert(Reading { read_from, next, began: 0 });
+        self.partitions.entry(epoch).or_insert(Reading { read_from, next, began: 0, whole: false });
     }
 
     /// Takes up what a checkpoint kept of a stream; nothing, if it is known already.

@@ -25,6 +25,11 @@ impl Moment {
         Duration::from_micros(self.0.saturating_sub(earlier.0))
     }
 
+    /// So much earlier, but not before the start.
+    pub fn before(self, duration: Duration) -> Self {
+        Self::after(self.since_start().saturating_sub(duration))
+    }
+
     /// Time since the start.
     pub fn since_start(self) -> Duration {
         Duration::from_micros(self.0)

@@ -41,12 +41,19 @@ struct SequencerModel {
     given: Vec<(u8, u64, u64)>,
     /// Where reading of each epoch began, and how many records had been given by then.
     began: HashMap<u64, (u64, usize)>,
+    /// Epochs that are read from their very beginning.
+    whole: BTreeSet<u64>,
+    /// Epochs of which nobody said where reading began.
+    unasked: BTreeSet<u64>,
 }
 
 impl SequencerModel {
     fn next(&mut self, stream: u8, epoch: u64, position: u64) -> Result<(Sequence, Previous), Unsequenced> {
         let number = Sequence::new(position)?;
+        let known = self.began.contains_key(&epoch);
         let (read_from, began) = *self.began.entry(epoch).or_insert((position, self.given.len()));
+        self.whole.extend((known && read_from == 0 && !self.unasked.contains(&epoch)).then_some(epoch));
+        self.unasked.extend((!known).then_some(epoch));
         let unknown = Previous::Unknown { read_from: sequence(read_from) };
         let mine = || self.given.iter().enumerate().filter(|(_, (s, _, _))| *s == stream);
         let previous = match mine().next_back() {
@@ -59,9 +66,11 @@ impl SequencerModel {
             Some(_) if mine().any(|(_, (_, e, _))| *e == epoch) => {
                 return Err(Unsequenced::LeftEpoch(Epoch::from_u64(epoch)));
             }
-            Some((at, &(_, epoch, last))) if read_from == 0 || began <= at => Previous::Reset {
-                after: Position { epoch: Epoch::from_u64(epoch), sequence: sequence(last) },
-            },
+            Some((at, &(_, last_epoch, last))) if self.whole.contains(&epoch) || began <= at => {
+                Previous::Reset {
+                    after: Position { epoch: Epoch::from_u64(last_epoch), sequence: sequence(last) },
+                }
+            }
             _ => unknown,
         };
         self.given.push((stream, epoch, position));
@@ -78,7 +87,7 @@ proptest! {
     ) {
         let (mut sequencer, mut model) = (Sequencer::default(), SequencerModel::default());
         for (epoch, position) in begun {
-            sequencer.begin(Epoch::from_u64(epoch), sequence(position));
+            sequencer.begin(Epoch::from_u64(epoch), sequence(position), position == 0);
             model.began.insert(epoch, (position, 0));
         }
         for (key, epoch, position) in records {
@@ -107,7 +116,7 @@ fn published(log: &[BTreeSet<u64>], starts: &[u64]) -> Vec<Event> {
     let mut events = Vec::new();
     for (epoch, (records, start)) in (0..).zip(log.iter().zip(starts)) {
         let id = Epoch::from_u64(epoch);
-        sequencer.begin(id, sequence(*start));
+        sequencer.begin(id, sequence(*start), *start == 0);
         for position in records.range(start..) {
             let (number, previous) = sequencer.next(&stream(), id, *position).unwrap();
             events.push(event(epoch, number.get(), previous));
@@ -261,18 +270,18 @@ fn a_link_tells_these_cases_apart() {
 fn a_skip_in_the_log_is_no_knowledge() {
     let (one, two) = (Epoch::from_u64(1), Epoch::from_u64(2));
     let mut sequencer = Sequencer::default();
-    sequencer.begin(one, sequence(0));
+    sequencer.begin(one, sequence(0), true);
     assert_eq!(sequencer.next(&stream(), one, 3).unwrap().1, Previous::Unknown { read_from: sequence(0) });
-    sequencer.begin(one, sequence(4));
+    sequencer.begin(one, sequence(4), false);
     assert_eq!(sequencer.next(&stream(), one, 5).unwrap().1, Previous::At(sequence(3)));
     sequencer.passed(one, 8);
-    sequencer.begin(one, sequence(8));
+    sequencer.begin(one, sequence(8), false);
     assert_eq!(sequencer.next(&stream(), one, 9).unwrap().1, Previous::At(sequence(5)));
-    sequencer.begin(one, sequence(20));
+    sequencer.begin(one, sequence(20), false);
     assert_eq!(sequencer.next(&stream(), one, 22).unwrap().1, Previous::Unknown { read_from: sequence(20) });
     assert_eq!(sequencer.next(&stream(), one, 23).unwrap().1, Previous::At(sequence(22)));
     // The log was made anew while this peer was away, and is not read from its beginning.
-    sequencer.begin(two, sequence(2));
+    sequencer.begin(two, sequence(2), false);
     assert_eq!(sequencer.next(&stream(), two, 4).unwrap().1, Previous::Unknown { read_from: sequence(2) });
 }
 

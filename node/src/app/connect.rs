@@ -1,15 +1,22 @@
 //! The mesh, as the edge and ingest see it.
 
-use futures_util::future::BoxFuture;
+use futures_util::{
+    TryStreamExt,
+    future::BoxFuture,
+    stream::{self, BoxStream},
+};
 use tickmesh_protocol::{
     SignedBatch, Topic,
+    feed::{FeedFrame, FeedRequest},
+    fetching::Ask,
     head::{HeadReply, HeadRequest},
 };
+use tokio::sync::watch;
 
 use crate::{
-    edge::{Unavailable, Upstream},
+    edge::{Servers, Unavailable, Upstream},
     ingest::Outlet,
-    mesh::{MeshHandle, Role},
+    mesh::{FeedError, FeedReader, MeshHandle, Role},
 };
 
 pub(super) struct MeshUpstream(pub(super) MeshHandle);
@@ -28,6 +35,27 @@ impl Upstream for MeshUpstream {
         Box::pin(async move {
             mesh.heads(request).await.map_err(|error| Unavailable { reason: error.to_string() })
         })
+    }
+
+    fn servers(&self) -> watch::Receiver<Servers> {
+        self.0.live_publishers()
+    }
+
+    fn fetch(&self, topic: &Topic, ask: Ask) -> BoxStream<'static, Result<FeedFrame, Unavailable>> {
+        let request = FeedRequest::Streams { topic: topic.clone(), after: ask.streams, live: false };
+        let mut question = Some((self.0.clone(), ask.server, request));
+        let frames = stream::try_unfold(None::<FeedReader>, move |reader| {
+            let question = question.take();
+            async move {
+                let mut reader = match (reader, question) {
+                    (Some(reader), _) => reader,
+                    (None, Some((mesh, server, request))) => mesh.feed(server, request).await?,
+                    (None, None) => return Ok::<_, FeedError>(None),
+                };
+                Ok(reader.next().await?.map(|frame| (frame, Some(reader))))
+            }
+        });
+        Box::pin(frames.map_err(|error| Unavailable { reason: error.to_string() }))
     }
 }
 

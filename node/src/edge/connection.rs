@@ -92,6 +92,8 @@ pub struct Connection {
     pub blocked_since: Option<Instant>,
     /// Noted in the shard's list of connections that have something to write.
     pub dirty: bool,
+    /// Noted by the shard as one that has not taken what it was sent.
+    pub crowded: bool,
     /// Nothing that still comes is looked at: the client has said Close, or something that is no frame.
     pub deaf: bool,
     /// The client has said Close, or answered one.
@@ -117,6 +119,7 @@ impl Connection {
             last_said: now,
             blocked_since: None,
             dirty: false,
+            crowded: false,
             deaf: false,
             heard_close: false,
             half_closed: false,

@@ -1,14 +1,19 @@
 //! The hub: one task that owns the state of every stream of this edge.
 //!
 //! It judges each event once, makes its frame once, and hands it to the shards that have subscribers. It waits for nobody:
-//! questions to the mesh run beside it, and a shard that does not keep up loses frames, which is counted and which clients
-//! see by `previous`.
+//! questions to the mesh and fetches run beside it, and a shard that does not keep up loses frames, which is counted and
+//! which clients see by `previous`.
 //!
 //! Order: a shard gets the confirmation of a subscription and the frames of its stream in one queue, so that a client
 //! sees `subscribed` before the first event after the position told in it.
+//!
+//! What gossip loses is fetched from an ingest peer ([`repairs`]); [`tickmesh_protocol::repair`] says when.
+
+mod joining;
+mod repairs;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -16,9 +21,9 @@ use std::{
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use slab::Slab;
 use tickmesh_protocol::{
-    Epoch, Event, SignedBatch, StreamName, Topic,
-    client::{ControlMessage, ErrorCode, Rejection},
-    head::{Head, HeadReply, HeadRequest},
+    Epoch, Event, Moment, Position, SignedBatch, StreamName, Topic,
+    client::ControlMessage,
+    repair::{Output, Repair, Way},
 };
 use tokio::{
     sync::mpsc,
@@ -26,14 +31,15 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+pub use self::repairs::Servers;
+use self::{
+    joining::{Answer, Request},
+    repairs::{Hole, Refetched, Repairs, TopicFetch},
+};
 use super::{
-    Unavailable, Upstream, frame,
+    Upstream, frame,
     metrics::{ChannelMetrics, Channels, EdgeMetrics},
-    queue::{
-        Confirmation, ConnectionId, Frame, FrameEvent, Grant, ShardQueue, StreamId, Subscribe, Ticket, ToHub,
-        ToShard,
-    },
-    stream::{Received, State},
+    queue::{FeedRoom, Frame, FrameEvent, ShardQueue, StreamId, ToHub, ToShard},
 };
 
 /// Most topics joined at once. Gossip announces them to every neighbour; 10,000 are known to work, the usual edge
@@ -43,17 +49,22 @@ const MAX_TOPICS: usize = 4096;
 /// Most streams that have a subscriber, or had one lately: about 100 MB of state.
 const MAX_STREAMS: usize = 256 * 1024;
 
-/// Most questions about heads in flight; each is one topic of one request.
-const MAX_QUESTIONS: usize = 4096;
-
 /// Batches, or requests, taken at once before the others have their turn.
 const TAKEN_AT_ONCE: usize = 64;
 
 /// How often streams without subscribers are looked at; their time is checked this exactly.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How often events that wait for something missing are looked at.
-const EARLY_TICK: Duration = Duration::from_millis(50);
+/// What a hub is made with.
+pub struct HubParts {
+    pub upstream: Arc<dyn Upstream>,
+    pub shards: Vec<Arc<ShardQueue>>,
+    /// How much of what was fetched the shards are given at once.
+    pub feed_room: Arc<FeedRoom>,
+    pub leave_after: Duration,
+    pub join_timeout: Duration,
+    pub metrics: EdgeMetrics,
+}
 
 pub struct Hub {
     upstream: Arc<dyn Upstream>,
@@ -62,14 +73,18 @@ pub struct Hub {
     outgoing: Vec<Vec<ToShard>>,
     names: HashMap<StreamName, usize>,
     streams: Slab<Stream>,
-    /// Joined topics, and how many of `streams` each has.
-    topics: HashMap<Topic, usize>,
+    topics: HashMap<Topic, TopicState>,
     requests: Slab<Request>,
     /// Streams without subscribers, since when.
     idle: BTreeSet<(Instant, usize)>,
-    /// Streams with events that wait for something missing.
-    early: BTreeSet<usize>,
     questions: FuturesUnordered<BoxFuture<'static, Answer>>,
+    repairs: Repairs,
+    /// Where streams stood that are just being confirmed; what was held follows.
+    joined_at: HashMap<usize, Option<Position>>,
+    /// Empty between two events; kept for its memory.
+    outputs: Vec<Output>,
+    /// Where the state machines' time begins.
+    started: Instant,
     leave_after: Duration,
     join_timeout: Duration,
     metrics: EdgeMetrics,
@@ -79,7 +94,12 @@ pub struct Hub {
 struct Stream {
     name: StreamName,
     topic: Topic,
-    state: State,
+    repair: Repair,
+    /// When its next fetch is due, as noted in [`Repairs`].
+    fetch_due: Option<Moment>,
+    /// What is being repaired; most streams never have any.
+    hole: Option<Box<Hole>>,
+    refetched: Option<Refetched>,
     /// Unfinished requests that wait for this stream's head.
     waiters: Vec<usize>,
     /// Unfinished requests that have this stream.
@@ -92,31 +112,19 @@ struct Stream {
     channel: Option<Arc<ChannelMetrics>>,
 }
 
-/// A subscribe request that waits until all of its streams are decided.
-struct Request {
-    shard: usize,
-    connection: ConnectionId,
-    ticket: Ticket,
-    /// Streams that are granted unless they turn out to be refused.
-    streams: Vec<usize>,
-    undecided: usize,
-    rejected: Vec<Rejection>,
-}
-
-struct Answer {
-    streams: Vec<usize>,
-    reply: Result<HeadReply, Unavailable>,
+/// A joined topic.
+#[derive(Default)]
+struct TopicState {
+    /// How many of the hub's streams it has.
+    streams: usize,
+    fetch: TopicFetch,
 }
 
 impl Hub {
-    pub fn new(
-        upstream: Arc<dyn Upstream>,
-        shards: Vec<Arc<ShardQueue>>,
-        leave_after: Duration,
-        join_timeout: Duration,
-        metrics: EdgeMetrics,
-    ) -> Self {
+    pub fn new(parts: HubParts) -> Self {
+        let HubParts { upstream, shards, feed_room, leave_after, join_timeout, metrics } = parts;
         Self {
+            repairs: Repairs::new(upstream.servers(), feed_room),
             upstream,
             outgoing: shards.iter().map(|_| Vec::new()).collect(),
             shards,
@@ -125,8 +133,10 @@ impl Hub {
             topics: HashMap::new(),
             requests: Slab::new(),
             idle: BTreeSet::new(),
-            early: BTreeSet::new(),
             questions: FuturesUnordered::new(),
+            joined_at: HashMap::new(),
+            outputs: Vec::new(),
+            started: Instant::now(),
             leave_after,
             join_timeout,
             metrics,
@@ -143,13 +153,12 @@ impl Hub {
     ) {
         let mut tick = time::interval(TICK.min(self.leave_after / 4).max(Duration::from_millis(1)));
         tick.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
-        let mut early_tick = time::interval(EARLY_TICK);
-        early_tick.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         let (mut new_batches, mut new_requests) = (Vec::new(), Vec::new());
         let mut more_batches = true;
         loop {
+            let may_feed = self.shards.iter().all(|shard| shard.takes_feeds());
             tokio::select! {
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => break,
                 taken = batches.recv_many(&mut new_batches, TAKEN_AT_ONCE), if more_batches => {
                     more_batches = taken > 0;
                     for batch in new_batches.drain(..) {
@@ -160,7 +169,7 @@ impl Hub {
                 }
                 taken = requests.recv_many(&mut new_requests, TAKEN_AT_ONCE) => {
                     if taken == 0 {
-                        return;
+                        break;
                     }
                     for request in new_requests.drain(..) {
                         match request {
@@ -170,82 +179,70 @@ impl Hub {
                     }
                 }
                 Some(answer) = self.questions.next() => self.answer(answer),
+                work = self.repairs.work(self.started, may_feed) => self.repair(work),
                 _ = tick.tick() => self.leave_idle(),
-                _ = early_tick.tick(), if !self.early.is_empty() => {
-                    let now = Instant::now();
-                    for key in self.early.iter().copied().collect::<Vec<_>>() {
-                        self.release_early(key, now, false);
-                    }
-                }
             }
             self.hand_over();
         }
+        self.metrics.streams_repairing.set(0);
+        self.metrics.streams_catching_up.set(0);
+    }
+
+    fn now(&self) -> Moment {
+        Moment::after(self.started.elapsed())
     }
 
     fn batch(&mut self, batch: &SignedBatch) {
+        let now = self.now();
         for event in &batch.batch().events {
-            if let Some(key) = self.names.get(&event.stream) {
-                self.receive(*key, event);
+            self.receive(event, Way::Gossip, now);
+        }
+        for (stream, head) in &batch.batch().heads {
+            if let Some(key) = self.names.get(stream).copied() {
+                self.streams[key].repair.claimed(*head, now);
+                self.note(key, now);
             }
         }
     }
 
-    fn receive(&mut self, key: usize, event: &Event) {
-        let now = Instant::now();
-        let Some(stream) = self.streams.get_mut(key) else {
+    fn receive(&mut self, event: &Event, way: Way, now: Moment) {
+        let Some(key) = self.names.get(&event.stream).copied() else {
             return;
         };
-        if stream.state.leaves_epoch(event) {
-            self.release_early(key, now, true);
+        let stream = &mut self.streams[key];
+        let received = stream.repair.receive(event, way, now, &mut self.outputs);
+        match way {
+            Way::Gossip => stream.count_published(event, received, &self.metrics),
+            Way::Feed => stream.count_refetched(event, received, &self.metrics),
         }
-        let Some(stream) = self.streams.get_mut(key) else {
-            return;
-        };
-        let received = stream.state.receive(event, now);
-        if received == Received::Early {
-            self.early.insert(key);
-        }
-        self.deliver(key, event, received);
-        self.release_early(key, now, false);
+        self.put_out(key, now);
+        self.note(key, now);
     }
 
-    /// Delivers what has waited for something missing and need not any longer.
-    fn release_early(&mut self, key: usize, now: Instant, all: bool) {
-        if !self.early.contains(&key) {
-            return;
-        }
-        while let Some((event, received)) =
-            self.streams.get_mut(key).and_then(|stream| stream.state.next_early(now, all))
-        {
-            self.deliver(key, &event, received);
-        }
-        if self.streams.get(key).is_none_or(|stream| !stream.state.has_early()) {
-            self.early.remove(&key);
-        }
-    }
-
-    fn deliver(&mut self, key: usize, event: &Event, received: Received) {
-        let Some(stream) = self.streams.get_mut(key) else {
-            return;
-        };
+    /// Gives the clients of a stream what its repair has put out.
+    fn put_out(&mut self, key: usize, now: Moment) {
+        let stream = &mut self.streams[key];
         let mut reset = None;
-        match received {
-            Received::Deliver => {}
-            Received::DeliverAfterGap => {
-                self.metrics.unrepaired_gaps.inc();
-                tracing::debug!(stream = %stream.name, at = %event.position(), "gap");
+        for output in self.outputs.drain(..) {
+            match output {
+                Output::Deliver(event) => {
+                    let reset = reset.take();
+                    if stream.subscriptions > 0 {
+                        send(stream, key, &event, reset, &mut self.outgoing);
+                    }
+                }
+                Output::Reset(epoch) => {
+                    tracing::warn!(stream = %stream.name, %epoch, "stream is numbered anew");
+                    reset = Some(epoch);
+                }
+                Output::Gap { after } => {
+                    self.metrics.unrepaired_gaps.inc();
+                    if let Some(hole) = &mut stream.hole {
+                        hole.told += 1;
+                    }
+                    self.repairs.warn_of_gap(&stream.name, after, now);
+                }
             }
-            Received::DeliverAfterReset(epoch) => {
-                tracing::warn!(stream = %stream.name, %epoch, "stream is numbered anew");
-                reset = Some(epoch);
-            }
-            Received::Duplicate => return self.metrics.duplicates.inc(),
-            Received::Held { dropped } => return self.metrics.dropped_join_full.inc_by(dropped),
-            Received::Early => return self.metrics.early.inc(),
-            Received::Ignored => return,
-        }
-        if stream.subscriptions > 0 {
-            send(stream, key, event, reset, &mut self.outgoing);
         }
     }
 
@@ -257,194 +254,6 @@ impl Hub {
                 self.metrics.dropped_shard_full.inc_by(dropped);
                 tracing::warn!(dropped, "a shard does not keep up, events dropped");
             }
-        }
-    }
-
-    fn subscribe(&mut self, subscribe: Subscribe) {
-        let Subscribe { shard, connection, ticket, streams: names } = subscribe;
-        let key = self.requests.vacant_key();
-        let mut request =
-            Request { shard, connection, ticket, streams: Vec::new(), undecided: 0, rejected: Vec::new() };
-        let mut questions: BTreeMap<Topic, Vec<usize>> = BTreeMap::new();
-        for name in names {
-            let stream_key = match self.find_or_add(&name) {
-                Ok(key) => key,
-                Err(message) => {
-                    request.rejected.push(rejection(&name, ErrorCode::Overloaded, message));
-                    continue;
-                }
-            };
-            let stream = &mut self.streams[stream_key];
-            stream.pins += 1;
-            request.streams.push(stream_key);
-            if stream.state.join() {
-                questions.entry(stream.topic.clone()).or_default().push(stream_key);
-            }
-            if !stream.state.is_live() {
-                stream.waiters.push(key);
-                request.undecided += 1;
-            }
-            self.settle(stream_key);
-        }
-        let decided = request.undecided == 0;
-        self.requests.insert(request);
-        for (topic, streams) in questions {
-            self.ask(topic, streams);
-        }
-        if decided {
-            self.confirm(key);
-        }
-    }
-
-    fn find_or_add(&mut self, name: &StreamName) -> Result<usize, &'static str> {
-        if let Some(key) = self.names.get(name) {
-            return Ok(*key);
-        }
-        if self.streams.len() >= MAX_STREAMS {
-            return Err("this edge serves as many streams as it can; ask another one");
-        }
-        let topic = Topic::spanning(name);
-        let joined = self.topics.len();
-        match self.topics.get_mut(&topic) {
-            Some(streams) => *streams += 1,
-            None if joined >= MAX_TOPICS => {
-                return Err("this edge has joined as many topics as it can; ask another one");
-            }
-            None => {
-                self.upstream.join(&topic);
-                self.topics.insert(topic.clone(), 1);
-            }
-        }
-        let key = self.streams.insert(Stream {
-            name: name.clone(),
-            topic,
-            state: State::default(),
-            waiters: Vec::new(),
-            pins: 0,
-            by_shard: vec![0; self.shards.len()].into(),
-            subscriptions: 0,
-            idle_since: None,
-            channel: None,
-        });
-        self.names.insert(name.clone(), key);
-        Ok(key)
-    }
-
-    /// Asks where streams stand; a request has no more streams than a question may have.
-    fn ask(&mut self, topic: Topic, streams: Vec<usize>) {
-        if self.questions.len() >= MAX_QUESTIONS {
-            let reply = Err(Unavailable { reason: "too many streams are being joined".into() });
-            return self.answer(Answer { streams, reply });
-        }
-        let names = streams.iter().map(|key| self.streams[*key].name.clone()).collect();
-        let heads = self.upstream.heads(HeadRequest { topic, streams: names });
-        let heads = time::timeout(self.join_timeout, heads);
-        self.questions.push(Box::pin(async move {
-            let reply = heads.await.unwrap_or_else(|_| {
-                Err(Unavailable { reason: "no peer said in time where the stream stands".into() })
-            });
-            Answer { streams, reply }
-        }));
-    }
-
-    fn answer(&mut self, answer: Answer) {
-        let Answer { streams, reply } = answer;
-        let heads = match reply {
-            Ok(reply) if reply.heads.len() == streams.len() => reply.heads,
-            Ok(_) => return self.unavailable(&streams, "a peer answered another question"),
-            Err(unavailable) => return self.unavailable(&streams, &unavailable.reason),
-        };
-        // First every stream gets its position, then the requests are confirmed at those, then come the held events.
-        let mut held = Vec::new();
-        for (key, head) in streams.iter().zip(&heads) {
-            let stream = &mut self.streams[*key];
-            let position = match head {
-                Head::At(position) => Some(*position),
-                Head::Empty => None,
-                Head::UnknownChannel | Head::Private => continue,
-            };
-            held.push((*key, stream.state.go_live(position)));
-            stream.channel = Some(self.metrics.channel(&mut self.channels, stream.name.channel()));
-        }
-        for (key, head) in streams.iter().zip(&heads) {
-            match head {
-                Head::At(_) | Head::Empty => self.decide(*key, None),
-                Head::UnknownChannel => {
-                    self.decide(
-                        *key,
-                        Some((ErrorCode::UnknownStream, "no route makes events of this channel")),
-                    );
-                }
-                Head::Private => {
-                    self.decide(*key, Some((ErrorCode::Forbidden, "the channel is private")));
-                }
-            }
-        }
-        for (key, events) in held {
-            for event in events {
-                self.receive(key, &event);
-            }
-        }
-        for (key, head) in streams.iter().zip(&heads) {
-            if matches!(head, Head::UnknownChannel | Head::Private) {
-                self.remove_if_unused(*key);
-            }
-        }
-    }
-
-    fn unavailable(&mut self, streams: &[usize], reason: &str) {
-        for key in streams {
-            tracing::warn!(stream = %self.streams[*key].name, reason, "stream cannot be joined");
-            self.decide(*key, Some((ErrorCode::Unavailable, reason)));
-        }
-    }
-
-    /// Tells all who wait for a stream that it is live, or why it cannot be had.
-    fn decide(&mut self, key: usize, refused: Option<(ErrorCode, &str)>) {
-        let stream = &mut self.streams[key];
-        let waiters = std::mem::take(&mut stream.waiters);
-        if refused.is_some() {
-            stream.state.give_up();
-            stream.pins -= waiters.len();
-        }
-        for waiter in waiters {
-            let request = &mut self.requests[waiter];
-            request.undecided -= 1;
-            if let Some((code, message)) = refused {
-                request.rejected.push(rejection(&self.streams[key].name, code, message));
-                request.streams.retain(|stream| *stream != key);
-            }
-            if request.undecided == 0 {
-                self.confirm(waiter);
-            }
-        }
-        self.settle(key);
-    }
-
-    /// Starts all streams of a request at the positions where they stand now.
-    fn confirm(&mut self, key: usize) {
-        let Request { shard, connection, ticket, streams, rejected, .. } = self.requests.remove(key);
-        let mut granted = Vec::with_capacity(streams.len());
-        for key in streams {
-            let stream = &mut self.streams[key];
-            stream.pins -= 1;
-            stream.subscriptions += 1;
-            stream.by_shard[shard] += 1;
-            granted.push(Grant {
-                id: StreamId(key),
-                name: stream.name.clone(),
-                position: stream.state.position(),
-            });
-        }
-        self.outgoing[shard].push(ToShard::Confirm(Confirmation { connection, ticket, granted, rejected }));
-    }
-
-    fn release(&mut self, shard: usize, streams: &[StreamId]) {
-        for StreamId(key) in streams {
-            let stream = &mut self.streams[*key];
-            stream.subscriptions -= 1;
-            stream.by_shard[shard] -= 1;
-            self.settle(*key);
         }
     }
 
@@ -476,18 +285,25 @@ impl Hub {
         }
     }
 
+    fn leave(&mut self, topic: &Topic) {
+        if let Some(state) = self.topics.remove(topic) {
+            self.repairs.leave(state.fetch);
+            self.upstream.leave(topic);
+        }
+    }
+
     fn remove_if_unused(&mut self, key: usize) {
         let Some(since) = self.streams.get(key).and_then(|stream| stream.idle_since) else {
             return;
         };
         self.idle.remove(&(since, key));
+        self.forget_repair(key);
         let stream = self.streams.remove(key);
         self.names.remove(&stream.name);
-        if let Some(streams) = self.topics.get_mut(&stream.topic) {
-            *streams -= 1;
-            if *streams == 0 {
-                self.topics.remove(&stream.topic);
-                self.upstream.leave(&stream.topic);
+        if let Some(topic) = self.topics.get_mut(&stream.topic) {
+            topic.streams -= 1;
+            if topic.streams == 0 {
+                self.leave(&stream.topic);
             }
         }
     }
@@ -521,8 +337,4 @@ fn send(stream: &Stream, key: usize, event: &Event, reset: Option<Epoch>, outgoi
             }
         }
     }
-}
-
-fn rejection(stream: &StreamName, code: ErrorCode, message: &str) -> Rejection {
-    Rejection { stream: stream.as_str().to_owned(), code, message: message.to_owned() }
 }

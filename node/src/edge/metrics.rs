@@ -14,14 +14,21 @@ pub struct EdgeMetrics {
     pub connections_closed: IntCounterVec,
     pub subscriptions: IntGauge,
     pub duplicates: IntCounter,
+    pub refetched: IntCounter,
+    pub refetched_duplicates: IntCounter,
+    pub repaired_gaps: IntCounter,
     pub unrepaired_gaps: IntCounter,
+    pub streams_repairing: IntGauge,
+    pub streams_catching_up: IntGauge,
     pub early: IntCounter,
     pub client_queue_frames: IntGauge,
     pub slow_client_disconnects: IntCounter,
     /// Frames that a shard's queue did not take, counted once per event and shard.
     pub dropped_shard_full: IntCounter,
-    /// Events held for a stream that is being joined, beyond the bound.
+    /// Events held for a stream that is being joined, beyond the bound; what is needed of them is fetched.
     pub dropped_join_full: IntCounter,
+    /// Events after a hole, beyond the bound; they are fetched.
+    pub dropped_hold_full: IntCounter,
     /// Frames that were queued for a client when it was closed as slow.
     pub dropped_slow_client: IntCounter,
     delivered: IntCounterVec,
@@ -55,12 +62,23 @@ impl EdgeMetrics {
             ),
             subscriptions: registry.gauge("subscriptions", "Subscriptions of all connections."),
             duplicates: registry
-                .counter("duplicates_total", "Events that came again and were not delivered again."),
+                .counter("duplicates_total", "Events that were published again and not delivered again."),
+            refetched: registry
+                .counter("events_refetched_total", "Events that gossip had not brought and a feed did."),
+            refetched_duplicates: registry
+                .counter("refetched_duplicates_total", "Events that came both by gossip and by a feed."),
             early: registry.counter(
                 "events_early_total",
                 "Events that came before one that belongs in front of them, and waited for it.",
             ),
+            repaired_gaps: gaps.with_label_values(&["yes"]),
             unrepaired_gaps: gaps.with_label_values(&["no"]),
+            streams_repairing: registry
+                .gauge("streams_repairing", "Streams of which something is known to be missing."),
+            streams_catching_up: registry.gauge(
+                "streams_catching_up",
+                "Streams of which so much is missing that newer events are fetched later.",
+            ),
             client_queue_frames: registry.gauge(
                 "client_queue_frames",
                 "Frames waiting for clients that have not taken them yet; updated twice a second or less.",
@@ -69,6 +87,7 @@ impl EdgeMetrics {
                 .counter("slow_client_disconnects_total", "Connections closed with 4408."),
             dropped_shard_full: registry.dropped_events("shard_full"),
             dropped_join_full: registry.dropped_events("join_full"),
+            dropped_hold_full: registry.dropped_events("hold_full"),
             dropped_slow_client: registry.dropped_events("slow_client"),
             delivered: registry.counters(
                 "events_delivered_total",

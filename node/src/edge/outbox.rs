@@ -118,6 +118,11 @@ impl Outbox {
         self.queue.len()
     }
 
+    /// Whether a quarter of the bounds is used: the client does not take what it is sent as fast as it comes.
+    pub fn is_crowded(&self, bounds: Bounds) -> bool {
+        self.queue.len() > bounds.frames / 4 || self.queued_bytes > bounds.bytes / 4
+    }
+
     /// Gives memory back that a burst has left behind.
     pub fn shrink(&mut self) {
         if self.queue.is_empty() && self.queue.capacity() > IDLE_CAPACITY_FRAMES {

@@ -2,17 +2,20 @@
 
 use std::{
     mem,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bytes::Bytes;
 use tickmesh_protocol::{
-    Position, StreamName,
+    Event, Position, StreamName,
     client::{Rejection, RequestId},
 };
 use tokio::sync::Notify;
 
-use super::metrics::ChannelMetrics;
+use super::{metrics::ChannelMetrics, outbox::Bounds};
 
 /// Names a stream between the hub and the shards. It may name another one later, but not before the last subscription has
 /// been released; and since a shard's queue keeps its order, no frame can reach the wrong stream.
@@ -101,6 +104,44 @@ pub struct Grant {
     pub position: Option<Position>,
 }
 
+/// Most fetched events that go to the shards at once; live batches have their turn between two portions.
+const MAX_PORTION_EVENTS: usize = 256;
+
+/// How much of what was fetched goes to the shards at once: never so much that it fills the queue of a client that reads
+/// as fast as it comes. One for all shards.
+#[derive(Debug)]
+pub struct FeedRoom {
+    portion: Bounds,
+    /// Bytes that may be waiting for a shard already.
+    waiting_bytes: usize,
+    changed: Notify,
+}
+
+impl FeedRoom {
+    /// For clients with these bounds: a portion is a quarter of a queue at most, and what may wait for a shard before it a
+    /// sixteenth of its bytes, some hundred events.
+    pub fn new(client: Bounds) -> Self {
+        let frames = (client.frames / 4).clamp(1, MAX_PORTION_EVENTS);
+        let portion = Bounds { frames, bytes: client.bytes / 4 };
+        Self { portion, waiting_bytes: client.bytes / 16, changed: Notify::new() }
+    }
+
+    /// How many of these events are the next portion: at least one, if there is any.
+    pub fn portion(&self, events: &[Event]) -> usize {
+        let mut bytes = 0;
+        let fits = |event: &&Event| {
+            bytes += event.data.len();
+            bytes <= self.portion.bytes
+        };
+        events.iter().take(self.portion.frames).take_while(fits).count().max(1).min(events.len())
+    }
+
+    /// Resolves when a shard may have room that had none.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+}
+
 /// What waits for one shard. Everything that has gathered is taken at once: the busier the shard, the more of it goes
 /// out in one write per connection.
 #[derive(Debug)]
@@ -108,6 +149,9 @@ pub struct ShardQueue {
     waiting: Mutex<Waiting>,
     ready: Notify,
     max_bytes: usize,
+    feed_room: Arc<FeedRoom>,
+    /// A client of the shard has not taken what it has been sent.
+    crowded: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -119,8 +163,22 @@ struct Waiting {
 impl ShardQueue {
     /// `max_bytes` bounds events. Confirmations and control frames always go in: there are no more of them than clients
     /// have requests outstanding, which their shard bounds, and streams have changed their epoch.
-    pub fn new(max_bytes: usize) -> Self {
-        Self { waiting: Mutex::default(), ready: Notify::new(), max_bytes }
+    pub fn new(max_bytes: usize, feed_room: Arc<FeedRoom>) -> Self {
+        let (waiting, ready, crowded) = (Mutex::default(), Notify::new(), AtomicBool::new(false));
+        Self { waiting, ready, max_bytes, feed_room, crowded }
+    }
+
+    /// Whether what was fetched may go in: the shard and all of its clients keep up.
+    pub fn takes_feeds(&self) -> bool {
+        !self.crowded.load(Ordering::Relaxed)
+            && self.waiting.lock().unwrap_or_else(PoisonError::into_inner).bytes
+                <= self.feed_room.waiting_bytes
+    }
+
+    /// The shard says whether a client has not taken what it has been sent.
+    pub fn set_crowded(&self, crowded: bool) {
+        self.crowded.store(crowded, Ordering::Relaxed);
+        self.feed_room.changed.notify_one();
     }
 
     /// Moves messages in, in order, and returns how many events did not fit and were dropped.
@@ -154,6 +212,7 @@ impl ShardQueue {
                 if !waiting.messages.is_empty() {
                     mem::swap(&mut waiting.messages, into);
                     waiting.bytes = 0;
+                    self.feed_room.changed.notify_one();
                     return;
                 }
             }
@@ -186,7 +245,8 @@ mod tests {
                 channel: metrics.channel(&mut Channels::default(), "trades"),
             })
         };
-        let queue = ShardQueue::new(100);
+        let room = FeedRoom::new(Bounds { frames: 8, bytes: 16 * 40 });
+        let queue = ShardQueue::new(100, Arc::new(room));
         let mut messages = vec![frame(event()), frame(event()), frame(event()), frame(None)];
         assert_eq!(queue.append(&mut messages), 1);
         assert!(messages.is_empty());

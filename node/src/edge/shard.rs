@@ -77,17 +77,26 @@ pub struct Shard {
     next_serial: u64,
     /// Frames queued by clients, as last added to the gauge.
     queued_frames: i64,
+    queue: Arc<ShardQueue>,
+    /// Connections that have not taken what they were sent.
+    crowded: usize,
+}
+
+/// What a shard is made with.
+pub struct ShardParts {
+    pub index: usize,
+    pub config: Arc<Config>,
+    pub node: NodeInfo,
+    pub metrics: EdgeMetrics,
+    pub lifecycle: LifecycleEvents,
+    pub hub: mpsc::Sender<ToHub>,
+    /// What the hub has for it.
+    pub queue: Arc<ShardQueue>,
 }
 
 impl Shard {
-    pub fn new(
-        index: usize,
-        config: Arc<Config>,
-        node: NodeInfo,
-        metrics: EdgeMetrics,
-        lifecycle: LifecycleEvents,
-        hub: mpsc::Sender<ToHub>,
-    ) -> Self {
+    pub fn new(parts: ShardParts) -> Self {
+        let ShardParts { index, config, node, metrics, lifecycle, hub, queue } = parts;
         Self {
             index,
             config,
@@ -106,6 +115,8 @@ impl Shard {
             written: Vec::new(),
             next_serial: 0,
             queued_frames: 0,
+            queue,
+            crowded: 0,
         }
     }
 
@@ -170,6 +181,19 @@ impl Shard {
             if connection.blocked_since.is_none() {
                 connection.flush(&mut self.output, now);
             }
+            let crowded = connection.is_open() && connection.outbox.is_crowded(self.config.queue);
+            if mem::replace(&mut connection.crowded, crowded) != crowded {
+                self.count_crowded(crowded);
+            }
+        }
+    }
+
+    /// Tells the hub when there is a connection that has not taken what it was sent, and when there is none any more.
+    fn count_crowded(&mut self, crowded: bool) {
+        let before = self.crowded;
+        self.crowded = if crowded { before + 1 } else { before.saturating_sub(1) };
+        if (before > 0) != (self.crowded > 0) {
+            self.queue.set_crowded(crowded);
         }
     }
 
@@ -304,6 +328,9 @@ impl Shard {
     fn remove(&mut self, key: usize) {
         self.unsubscribe_all(key);
         let connection = self.connections.remove(key);
+        if connection.crowded {
+            self.count_crowded(false);
+        }
         let reason = match connection.phase {
             Phase::Open => "gone",
             Phase::Closing { reason, .. } | Phase::Over { reason } => reason,

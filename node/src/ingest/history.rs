@@ -1,115 +1,373 @@
-//! What has been published: signed batches in the order in which they went out, bounded by bytes and age, and where each
-//! stream stands. Feeds and repair read from it.
+//! What this peer has made of the log lately: the events themselves, stream by stream, bounded by bytes and age. Feeds are
+//! served from it.
+//!
+//! It holds what the peer sequenced, not what went over gossip: every ingest peer makes the same events, so a follower's
+//! history is complete even where gossip lost a batch, and it goes on without a seam when the follower leads.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap, HashSet, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use tickmesh_protocol::{Position, SignedBatch, StreamName};
-use tokio::time::Instant;
+use tickmesh_protocol::{
+    Event, Moment, Position, StreamName, Topic,
+    link::{Link, Verdict},
+};
+use tokio::sync::Notify;
 
-/// Published batches and the head of each stream.
+/// What an event costs beside its data and names.
+const EVENT_BYTES: usize = 96;
+
+/// Most events given at once; the receiver decodes them at once.
+const MAX_PAGE_EVENTS: usize = 512;
+
+/// The events of the last minutes. Shared between the ingest thread, which writes, and feeds, which read; the lock is held
+/// for one page at most.
 #[derive(Debug)]
-pub(super) struct History {
+pub(super) struct History(Mutex<Ring>);
+
+#[derive(Debug)]
+struct Ring {
     max_bytes: usize,
     max_age: Duration,
     bytes: usize,
-    batches: VecDeque<(Instant, SignedBatch)>,
-    heads: HashMap<StreamName, Position>,
+    /// Events kept so far: the order in which they came.
+    arrived: u64,
+    /// The stream of each event held, in the order in which they came.
+    order: VecDeque<(Moment, usize)>,
+    names: HashMap<StreamName, usize>,
+    streams: Vec<Stream>,
+    topics: HashMap<Topic, TopicStreams>,
+    /// Topics with something new that their feeds have not been told.
+    changed: HashSet<Topic>,
+}
+
+#[derive(Debug)]
+struct Stream {
+    name: StreamName,
+    events: VecDeque<(u64, Event)>,
+    /// The last event before those held: dropped, or of an earlier start of this peer.
+    floor: Option<Position>,
+}
+
+#[derive(Debug, Default)]
+struct TopicStreams {
+    streams: Vec<usize>,
+    notify: Arc<Notify>,
+}
+
+/// What is held of a stream after a position.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum After {
+    /// All of it, up to the head.
+    All { head: Option<Position> },
+    /// Not what comes directly after the position, but from here on.
+    From(Position),
+    /// Nothing of the stream.
+    Unknown,
+}
+
+/// Events of some streams in the order in which they came.
+#[derive(Debug, Default)]
+pub(super) struct Page {
+    pub(super) events: Vec<Event>,
+    /// Nothing was left out.
+    pub(super) complete: bool,
 }
 
 impl History {
     pub(super) fn new(max_bytes: usize, max_age: Duration) -> Self {
-        Self { max_bytes, max_age, bytes: 0, batches: VecDeque::new(), heads: HashMap::new() }
+        Self(Mutex::new(Ring {
+            max_bytes,
+            max_age,
+            bytes: 0,
+            arrived: 0,
+            order: VecDeque::new(),
+            names: HashMap::new(),
+            streams: Vec::new(),
+            topics: HashMap::new(),
+            changed: HashSet::new(),
+        }))
     }
 
-    /// Keeps a batch that was published, by this peer or by another.
-    pub(super) fn keep(&mut self, batch: SignedBatch, now: Instant) {
-        for event in &batch.batch().events {
-            let head = self.heads.entry(event.stream.clone()).or_insert_with(|| event.position());
-            // Another publisher may send again what was sent already; a new epoch always counts.
-            if head.epoch != event.epoch || head.sequence < event.sequence {
-                *head = event.position();
+    fn ring(&self) -> MutexGuard<'_, Ring> {
+        // No code panics while it holds the lock; if it did, what is in the ring would still be true.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps an event that was just sequenced.
+    pub(super) fn keep(&self, event: Event, now: Moment) {
+        self.ring().keep(event, now);
+    }
+
+    /// A stream stands here, by what a checkpoint kept.
+    pub(super) fn restore(&self, name: &StreamName, last: Position) {
+        let mut ring = self.ring();
+        let at = ring.stream(name);
+        ring.streams[at].floor = Some(last);
+    }
+
+    /// Tells feeds what was kept since the last call.
+    pub(super) fn tell(&self) {
+        let mut ring = self.ring();
+        let ring = &mut *ring;
+        for topic in ring.changed.drain() {
+            if let Some(topic) = ring.topics.get(&topic) {
+                topic.notify.notify_waiters();
             }
         }
-        self.bytes += batch.envelope().len();
-        self.batches.push_back((now, batch));
-        while let Some((kept, oldest)) = self.batches.front() {
-            let too_old = now.duration_since(*kept) > self.max_age;
-            if self.bytes <= self.max_bytes && !too_old {
+    }
+
+    /// Tells the feeds of a topic to look again.
+    pub(super) fn wake(&self, topic: &Topic) {
+        self.notify(topic).notify_waiters();
+    }
+
+    /// What is notified when a topic has something new. A topic that does not exist yet is as good as any other.
+    pub(super) fn notify(&self, topic: &Topic) -> Arc<Notify> {
+        let mut ring = self.ring();
+        Arc::clone(&ring.topics.entry(topic.clone()).or_default().notify)
+    }
+
+    /// The streams of a topic that are known here.
+    pub(super) fn streams(&self, topic: &Topic) -> Vec<StreamName> {
+        let ring = self.ring();
+        let streams = ring.topics.get(topic).map_or(&[][..], |topic| &topic.streams);
+        streams.iter().map(|at| ring.streams[*at].name.clone()).collect()
+    }
+
+    /// Whether what follows a position is held; without one, what is the oldest.
+    pub(super) fn after(&self, name: &StreamName, position: Option<Position>) -> After {
+        let ring = self.ring();
+        ring.names.get(name).map_or(After::Unknown, |at| ring.streams[*at].after(position))
+    }
+
+    /// Events of streams after positions, oldest first, of about so many bytes. All must be held ([`After::All`]).
+    pub(super) fn page(&self, wanted: &[(StreamName, Option<Position>)], bytes: usize) -> Page {
+        self.ring().page(wanted, bytes)
+    }
+
+    /// Bytes held, and events.
+    pub(super) fn size(&self) -> (usize, usize) {
+        let ring = self.ring();
+        (ring.bytes, ring.order.len())
+    }
+}
+
+impl Ring {
+    fn stream(&mut self, name: &StreamName) -> usize {
+        if let Some(at) = self.names.get(name) {
+            return *at;
+        }
+        let at = self.streams.len();
+        self.streams.push(Stream { name: name.clone(), events: VecDeque::new(), floor: None });
+        self.names.insert(name.clone(), at);
+        self.topics.entry(Topic::spanning(name)).or_default().streams.push(at);
+        at
+    }
+
+    fn keep(&mut self, event: Event, now: Moment) {
+        let at = self.stream(&event.stream);
+        self.changed.insert(Topic::spanning(&event.stream));
+        self.bytes += cost(&event);
+        self.arrived += 1;
+        self.order.push_back((now, at));
+        self.streams[at].events.push_back((self.arrived, event));
+        while let Some((kept, at)) = self.order.front().copied() {
+            if self.bytes <= self.max_bytes && now.since(kept) <= self.max_age {
                 break;
             }
-            self.bytes -= oldest.envelope().len();
-            self.batches.pop_front();
+            self.order.pop_front();
+            // Each stream's events are in the order as a whole, so the oldest of all is the oldest of its stream.
+            if let Some((_, event)) = self.streams[at].events.pop_front() {
+                self.bytes -= cost(&event);
+                self.streams[at].floor = Some(event.position());
+            }
         }
     }
 
-    /// The last position published on a stream.
-    pub(super) fn head(&self, stream: &StreamName) -> Option<Position> {
-        self.heads.get(stream).copied()
+    fn page(&self, wanted: &[(StreamName, Option<Position>)], bytes: usize) -> Page {
+        let mut next = BinaryHeap::new();
+        for (name, after) in wanted {
+            let Some(at) = self.names.get(name).copied() else { continue };
+            let first = self.streams[at].index_after(*after);
+            if let Some((arrived, _)) = self.streams[at].events.get(first) {
+                next.push(Reverse((*arrived, at, first)));
+            }
+        }
+        let mut page = Page { events: Vec::new(), complete: true };
+        let mut size = 0;
+        while let Some(Reverse((_, at, index))) = next.pop() {
+            if size >= bytes || page.events.len() == MAX_PAGE_EVENTS {
+                page.complete = false;
+                break;
+            }
+            let Some((_, event)) = self.streams[at].events.get(index) else { continue };
+            size += cost(event);
+            page.events.push(event.clone());
+            if let Some((arrived, _)) = self.streams[at].events.get(index + 1) {
+                next.push(Reverse((*arrived, at, index + 1)));
+            }
+        }
+        page
+    }
+}
+
+impl Stream {
+    fn head(&self) -> Option<Position> {
+        self.events.back().map(|(_, event)| event.position()).or(self.floor)
     }
 
-    /// Bytes of envelopes held.
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes
+    /// The index of the first held event after a position.
+    fn index_after(&self, position: Option<Position>) -> usize {
+        let Some(position) = position else { return 0 };
+        // Events of one epoch are together; the newest epoch is nearly always the one asked for.
+        let last = self.events.iter().rev().find(|(_, event)| event.epoch == position.epoch);
+        let Some((last, _)) = last else { return 0 };
+        self.events.partition_point(|(arrived, event)| {
+            arrived <= last && (event.epoch != position.epoch || event.sequence <= position.sequence)
+        })
     }
 
-    /// Batches held.
-    pub(super) fn len(&self) -> usize {
-        self.batches.len()
+    fn after(&self, position: Option<Position>) -> After {
+        let head = self.head();
+        let Some(position) = position else {
+            return match (self.events.front(), self.floor) {
+                (Some(_), _) | (None, None) => After::All { head },
+                // It has been read, but is not held any more.
+                (None, Some(floor)) => After::From(floor),
+            };
+        };
+        let next = self.events.get(self.index_after(Some(position)));
+        match next {
+            Some((_, next)) => match Link::at(Some(position)).judge(next) {
+                Verdict::Next | Verdict::Reset { .. } => After::All { head },
+                Verdict::Gap { .. } | Verdict::Duplicate => After::From(next.position()),
+            },
+            None => match head {
+                Some(head) if head.epoch != position.epoch || head.sequence > position.sequence => {
+                    After::From(head)
+                }
+                Some(_) => After::All { head },
+                None => After::Unknown,
+            },
+        }
     }
+}
+
+fn cost(event: &Event) -> usize {
+    event.data.len() + EVENT_BYTES
 }
 
 #[cfg(test)]
 mod tests {
-    use tickmesh_protocol::{Batch, Epoch, Event, Previous, Sequence, SigningKey, Topic};
+    use tickmesh_protocol::{Epoch, Previous, Sequence, sequencer::Sequencer};
 
     use super::*;
 
-    fn batch(counter: u64, sequence: u64, data: usize) -> SignedBatch {
-        let key = SigningKey::from_bytes(&[1; 32]);
-        let stream: StreamName = "trades.btc_usdt".parse().unwrap();
-        let event = Event {
-            stream: stream.clone(),
-            epoch: Epoch::from_u64(1),
-            sequence: Sequence::new(sequence).unwrap(),
-            previous: Previous::Unknown { read_from: Sequence::ZERO },
-            engine_time_us: 0,
-            data: vec![b'1'; data].into(),
-        };
-        let batch = Batch {
-            publisher: key.publisher(),
-            boot: 1,
-            counter,
-            topic: Topic::spanning(&stream),
-            events: vec![event],
-            heads: Vec::new(),
-        };
-        SignedBatch::sign(batch, &key).unwrap()
+    fn at(epoch: u64, sequence: u64) -> Position {
+        Position { epoch: Epoch::from_u64(epoch), sequence: Sequence::new(sequence).unwrap() }
     }
 
-    #[test]
-    fn it_stays_within_bytes_and_age() {
-        let now = Instant::now();
-        let mut history = History::new(10_000, Duration::from_secs(10));
-        for n in 0..100 {
-            history.keep(batch(n, n, 1000), now);
-            assert!(history.bytes() <= 10_000);
+    fn name(name: &str) -> StreamName {
+        name.parse().unwrap()
+    }
+
+    fn seconds(n: u64) -> Moment {
+        Moment::after(Duration::from_secs(n))
+    }
+
+    /// A history that has kept these records of (stream, epoch, position), one each second.
+    fn history(max_bytes: usize, records: &[(&str, u64, u64)]) -> History {
+        let history = History::new(max_bytes, Duration::from_secs(1000));
+        let mut sequencer = Sequencer::default();
+        for (second, (stream, epoch, position)) in (0..).zip(records) {
+            let (stream, epoch) = (name(stream), Epoch::from_u64(*epoch));
+            sequencer.begin(epoch, Sequence::ZERO, true);
+            let (sequence, previous) = sequencer.next(&stream, epoch, *position).unwrap();
+            let data = vec![b'1'; 100].into();
+            history
+                .keep(Event { stream, epoch, sequence, previous, engine_time_us: 0, data }, seconds(second));
         }
-        assert!((5..=9).contains(&history.len()));
-        history.keep(batch(100, 100, 10), now + Duration::from_secs(11));
-        assert_eq!(history.len(), 1);
-        let stream: StreamName = "trades.btc_usdt".parse().unwrap();
-        assert_eq!(history.head(&stream).unwrap().sequence.get(), 100);
+        history
+    }
+
+    fn page(history: &History, wanted: &[(&str, Option<Position>)], bytes: usize) -> (Vec<u64>, bool) {
+        let wanted: Vec<_> = wanted.iter().map(|(stream, after)| (name(stream), *after)).collect();
+        let page = history.page(&wanted, bytes);
+        (page.events.iter().map(|event| event.sequence.get()).collect(), page.complete)
     }
 
     #[test]
-    fn a_repeated_batch_does_not_move_the_head_back() {
-        let mut history = History::new(10_000, Duration::from_secs(10));
-        let stream: StreamName = "trades.btc_usdt".parse().unwrap();
-        history.keep(batch(1, 7, 1), Instant::now());
-        history.keep(batch(2, 5, 1), Instant::now());
-        assert_eq!(history.head(&stream).unwrap().sequence.get(), 7);
+    fn pages_hold_what_follows_in_the_order_in_which_it_came() {
+        let history = history(1 << 20, &[("t.a", 1, 1), ("t.b", 1, 2), ("t.a", 1, 4), ("t.b", 1, 5)]);
+        assert_eq!(page(&history, &[("t.a", None), ("t.b", None)], 10_000), (vec![1, 2, 4, 5], true));
+        assert_eq!(
+            page(&history, &[("t.a", Some(at(1, 1))), ("t.b", Some(at(1, 3)))], 10_000),
+            (vec![4, 5], true)
+        );
+        assert_eq!(page(&history, &[("t.a", None), ("t.b", None)], 200), (vec![1, 2], false));
+        assert_eq!(history.after(&name("t.a"), Some(at(1, 1))), After::All { head: Some(at(1, 4)) });
+        assert_eq!(history.after(&name("t.a"), Some(at(1, 9))), After::All { head: Some(at(1, 4)) });
+        assert_eq!(history.after(&name("t.c"), None), After::Unknown);
+    }
+
+    #[test]
+    fn what_was_dropped_is_said() {
+        let records: Vec<_> = (1..=100).map(|n| ("t.a", 1, n)).collect();
+        let history = history(10 * (100 + EVENT_BYTES), &records);
+        assert_eq!(history.size().1, 10);
+        let head = Some(at(1, 100));
+        assert_eq!(history.after(&name("t.a"), Some(at(1, 90))), After::All { head });
+        assert_eq!(history.after(&name("t.a"), Some(at(1, 89))), After::From(at(1, 91)));
+        assert_eq!(history.after(&name("t.a"), None), After::All { head });
+    }
+
+    #[test]
+    fn what_is_too_old_is_dropped_but_known() {
+        let history = history(1 << 20, &[("t.a", 1, 1), ("t.a", 1, 2)]);
+        history.keep(
+            Event {
+                stream: name("t.b"),
+                epoch: Epoch::from_u64(1),
+                sequence: Sequence::new(3).unwrap(),
+                previous: Previous::Unknown { read_from: Sequence::ZERO },
+                engine_time_us: 0,
+                data: "1".into(),
+            },
+            seconds(5000),
+        );
+        assert_eq!(history.size().1, 1);
+        assert_eq!(history.after(&name("t.a"), Some(at(1, 2))), After::All { head: Some(at(1, 2)) });
+        assert_eq!(history.after(&name("t.a"), Some(at(1, 1))), After::From(at(1, 2)));
+        assert_eq!(history.after(&name("t.a"), None), After::From(at(1, 2)));
+    }
+
+    #[test]
+    fn epochs_follow_one_another() {
+        let history = history(1 << 20, &[("t.a", 1, 7), ("t.a", 1, 9), ("t.a", 2, 0), ("t.a", 2, 8)]);
+        let wanted = |position| page(&history, &[("t.a", Some(position))], 10_000).0;
+        assert_eq!(wanted(at(1, 7)), [9, 0, 8]);
+        assert_eq!(wanted(at(1, 9)), [0, 8]);
+        assert_eq!(wanted(at(2, 0)), [8]);
+        let head = Some(at(2, 8));
+        assert_eq!(history.after(&name("t.a"), Some(at(1, 9))), After::All { head });
+        assert_eq!(history.after(&name("t.a"), Some(at(2, 8))), After::All { head });
+        assert_eq!(
+            history.after(&name("t.a"), Some(at(3, 1))),
+            After::From(at(1, 7)),
+            "an epoch nobody knows"
+        );
+    }
+
+    #[test]
+    fn a_restored_stream_is_known_up_to_its_head() {
+        let history = history(1 << 20, &[]);
+        history.restore(&name("t.a"), at(1, 7));
+        assert_eq!(history.after(&name("t.a"), Some(at(1, 7))), After::All { head: Some(at(1, 7)) });
+        assert_eq!(history.after(&name("t.a"), Some(at(1, 6))), After::From(at(1, 7)));
+        assert_eq!(history.streams(&Topic::spanning(&name("t.a"))), [name("t.a")]);
     }
 }

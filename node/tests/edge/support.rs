@@ -13,10 +13,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::{SinkExt, StreamExt, future::BoxFuture};
+use futures_util::{SinkExt, StreamExt, future::BoxFuture, stream::BoxStream};
 use serde_json::{Value, json};
 use tickmesh::{
-    edge::{self, Config, NodeInfo, Parts, Unavailable, Upstream},
+    edge::{self, Config, NodeInfo, Parts, Servers, Unavailable, Upstream},
     ops::{
         lifecycle::LifecycleEvents,
         metrics::{Registry, now_us},
@@ -24,6 +24,8 @@ use tickmesh::{
 };
 use tickmesh_protocol::{
     Batch, Epoch, Event, Position, Previous, Sequence, SignedBatch, SigningKey, StreamName, Topic,
+    feed::FeedFrame,
+    fetching::Ask,
     head::{Head, HeadReply, HeadRequest},
 };
 use tokio::{
@@ -35,6 +37,8 @@ use tokio::{
 };
 use tokio_tungstenite::{WebSocketStream, client_async, tungstenite::Message};
 use tokio_util::sync::CancellationToken;
+
+use super::servers::Played as PlayedServers;
 
 /// How long a test waits for what must come.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -69,13 +73,39 @@ pub async fn wait_until_async(what: &str, mut condition: impl AsyncFnMut() -> bo
 }
 
 pub fn position(sequence: u64) -> Position {
-    Position { epoch: Epoch::from_u64(1), sequence: Sequence::new(sequence).unwrap() }
+    position_in(1, sequence)
+}
+
+pub fn position_in(epoch: u64, sequence: u64) -> Position {
+    Position { epoch: Epoch::from_u64(epoch), sequence: Sequence::new(sequence).unwrap() }
+}
+
+pub fn signing_key() -> SigningKey {
+    SigningKey::from_bytes(&[7; 32])
+}
+
+/// Events with these sequences, each after the one before it; 0 and 1 are the first of their log.
+pub fn events(epoch: u64, stream: &str, sequences: Range<u64>, data: impl Fn(u64) -> String) -> Vec<Event> {
+    let stream: StreamName = stream.parse().unwrap();
+    let event = |sequence: u64| Event {
+        stream: stream.clone(),
+        epoch: Epoch::from_u64(epoch),
+        sequence: Sequence::new(sequence).unwrap(),
+        previous: match sequence {
+            0 | 1 => Previous::Unknown { read_from: Sequence::ZERO },
+            _ => Previous::At(Sequence::new(sequence - 1).unwrap()),
+        },
+        engine_time_us: now_us(),
+        data: Bytes::from(data(sequence)),
+    };
+    sequences.map(event).collect()
 }
 
 /// Plays the mesh: answers what the test has set, `Empty` otherwise.
 pub struct Mesh {
     state: Mutex<MeshState>,
     answers: watch::Sender<bool>,
+    pub servers: Arc<PlayedServers>,
 }
 
 #[derive(Default)]
@@ -151,6 +181,15 @@ impl Upstream for Played {
             Ok(HeadReply { heads: request.streams.iter().map(head).collect() })
         })
     }
+
+    fn servers(&self) -> watch::Receiver<Servers> {
+        self.0.servers.connected()
+    }
+
+    fn fetch(&self, topic: &Topic, ask: Ask) -> BoxStream<'static, Result<FeedFrame, Unavailable>> {
+        assert!(ask.streams.iter().all(|(stream, _)| topic.carries(stream)));
+        self.0.servers.serve(topic.clone(), ask)
+    }
 }
 
 pub struct Edge {
@@ -166,7 +205,11 @@ pub struct Edge {
 
 impl Edge {
     pub async fn start(config: Config) -> Self {
-        let mesh = Arc::new(Mesh { state: Mutex::default(), answers: watch::Sender::new(true) });
+        let mesh = Arc::new(Mesh {
+            state: Mutex::default(),
+            answers: watch::Sender::new(true),
+            servers: Arc::default(),
+        });
         let registry = Registry::new();
         let (batches, from_mesh) = mpsc::channel(BATCHES);
         let bound = edge::bind(config).unwrap();
@@ -196,41 +239,46 @@ impl Edge {
 
     /// Events with these sequences, each after the one before it, in one batch.
     pub async fn publish(&self, stream: &str, sequences: Range<u64>) {
-        self.send(1, stream, sequences, |sequence| json!({"n": sequence}).to_string()).await;
+        let events = self.lose(stream, sequences);
+        self.send(events, Vec::new()).await;
     }
 
-    pub async fn publish_in_epoch(&self, epoch: u64, stream: &str, sequences: Range<u64>) {
-        self.send(epoch, stream, sequences, |sequence| json!({"n": sequence}).to_string()).await;
+    /// Events of the log that gossip loses.
+    pub fn lose(&self, stream: &str, sequences: Range<u64>) -> Vec<Event> {
+        self.log(events(1, stream, sequences, |sequence| json!({"n": sequence}).to_string()))
     }
 
     /// Events of about so many bytes, which no client that does not read can take for long.
     pub async fn publish_large(&self, stream: &str, sequences: Range<u64>, bytes: usize) {
-        self.send(1, stream, sequences, |_| format!("\"{}\"", "x".repeat(bytes))).await;
+        let events = self.log(events(1, stream, sequences, |_| format!("\"{}\"", "x".repeat(bytes))));
+        self.send(events, Vec::new()).await;
     }
 
-    async fn send(&self, epoch: u64, stream: &str, sequences: Range<u64>, data: impl Fn(u64) -> String) {
-        let stream: StreamName = stream.parse().unwrap();
-        let key = SigningKey::from_bytes(&[7; 32]);
-        let events = sequences
-            .map(|sequence| Event {
-                stream: stream.clone(),
-                epoch: Epoch::from_u64(epoch),
-                sequence: Sequence::new(sequence).unwrap(),
-                previous: Previous::At(Sequence::new(sequence - 1).unwrap()),
-                engine_time_us: now_us(),
-                data: Bytes::from(data(sequence)),
-            })
-            .collect();
+    /// Adds events to the log that servers serve.
+    pub fn log(&self, events: Vec<Event>) -> Vec<Event> {
+        self.mesh.servers.log(&events);
+        events
+    }
+
+    /// A batch as it comes from the mesh.
+    pub async fn send(&self, events: Vec<Event>, heads: Vec<(StreamName, Position)>) {
+        let stream = events.first().map(|event| &event.stream).or(heads.first().map(|(stream, _)| stream));
+        let key = signing_key();
         let batch = Batch {
             publisher: key.publisher(),
             boot: 1,
             counter: self.counter.fetch_add(1, Ordering::Relaxed),
-            topic: Topic::spanning(&stream),
+            topic: Topic::spanning(stream.expect("a batch is not empty")),
             events,
-            heads: Vec::new(),
+            heads,
         };
         let batch = Arc::new(SignedBatch::sign(batch, &key).unwrap());
         within("the hub to take a batch", self.batches.send(batch)).await.unwrap();
+    }
+
+    /// A head message.
+    pub async fn claim(&self, stream: &str, head: Position) {
+        self.send(Vec::new(), vec![(stream.parse().unwrap(), head)]).await;
     }
 
     pub async fn connect(&self) -> Client {
@@ -278,7 +326,14 @@ impl Edge {
     pub async fn stop_and_measure(self) -> Registry {
         self.stop.cancel();
         within("the edge to end", self.running).await.unwrap().unwrap();
-        for gauge in ["connections", "subscriptions", "client_queue_frames"] {
+        let gauges = [
+            "connections",
+            "subscriptions",
+            "client_queue_frames",
+            "streams_repairing",
+            "streams_catching_up",
+        ];
+        for gauge in gauges {
             assert_eq!(metric(&self.registry, gauge), 0.0, "{gauge} after the end");
         }
         self.registry

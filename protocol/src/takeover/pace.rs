@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
+use crate::Moment;
 
 /// What may leave at once after a pause: the budget of this long. Short, so that even a burst leaves the queues of the
 /// mesh nearly empty.
@@ -29,7 +29,7 @@ pub(super) struct Pace {
     per_second: f64,
     late_seconds: f64,
     allowed: f64,
-    at: Option<Instant>,
+    at: Option<Moment>,
 }
 
 impl Pace {
@@ -47,8 +47,8 @@ impl Pace {
     }
 
     /// Takes one, if one is allowed by `now`.
-    pub(super) fn take(&mut self, now: Instant) -> bool {
-        let since = self.at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+    pub(super) fn take(&mut self, now: Moment) -> bool {
+        let since = self.at.map_or(Duration::ZERO, |at| now.since(at));
         self.allowed =
             (self.allowed + since.as_secs_f64() * self.per_second).min(Self::burst(self.per_second));
         self.at = Some(self.at.map_or(now, |at| at.max(now)));
@@ -60,7 +60,7 @@ impl Pace {
     }
 
     /// When one will be allowed.
-    pub(super) fn next(&self) -> Option<Instant> {
+    pub(super) fn next(&self) -> Option<Moment> {
         let missing = (1.0 - self.allowed).max(0.0);
         // Rounded up, so that what is due then is allowed then.
         let wait = Duration::from_secs_f64(missing / self.per_second) + Duration::from_micros(1);
@@ -78,7 +78,7 @@ mod tests {
 
     #[test]
     fn a_burst_and_then_the_rate() {
-        let begun = Instant::now();
+        let begun = Moment::START;
         let mut pace = Pace::new(1000);
         let burst = (0..1000).filter(|_| pace.take(begun)).count();
         assert_eq!(burst, 20);
@@ -88,7 +88,7 @@ mod tests {
             assert!(pace.take(now));
             assert!(!pace.take(now));
         }
-        let took = (now - begun).as_secs_f64();
+        let took = now.since(begun).as_secs_f64();
         assert!((0.99..1.02).contains(&took), "1000 took {took} s of virtual time");
     }
 
@@ -109,9 +109,9 @@ mod tests {
 
     #[test]
     fn time_that_stands_still_or_goes_back_allows_nothing() {
-        let begun = Instant::now() + Duration::from_secs(10);
+        let begun = Moment::START + Duration::from_secs(10);
         let mut pace = Pace::new(100);
         while pace.take(begun) {}
-        assert!(!pace.take(begun) && !pace.take(begun - Duration::from_secs(5)) && !pace.take(begun));
+        assert!(!pace.take(begun) && !pace.take(begun.before(Duration::from_secs(5))) && !pace.take(begun));
     }
 }

@@ -1,0 +1,214 @@
+//! Servers of feeds, played: all have the same log, each in its own manner.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use futures_util::{
+    StreamExt,
+    stream::{self, BoxStream},
+};
+use tickmesh::edge::{Servers, Unavailable};
+use tickmesh_protocol::{
+    Batch, Event, PublisherKey, SignedBatch, StreamName, Topic,
+    feed::{FeedEnd, FeedFrame},
+    fetching::Ask,
+};
+use tokio::sync::watch;
+
+use super::support::signing_key;
+
+/// Events in one page.
+const PAGE_EVENTS: usize = 100;
+
+/// How a server behaves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Manner {
+    #[default]
+    Serves,
+    /// It goes away after so many pages.
+    Fails { after: usize },
+    /// It keeps the feed open and says nothing.
+    Frozen,
+    /// It has lost everything before this sequence.
+    Begins { at: u64 },
+}
+
+pub struct Played {
+    connected: watch::Sender<Servers>,
+    state: Mutex<State>,
+    /// Whether pages are given out now.
+    gate: watch::Sender<bool>,
+}
+
+#[derive(Default)]
+struct State {
+    /// By epoch, in the order of their numbers, and sequence.
+    log: HashMap<StreamName, BTreeMap<(u64, u64), Event>>,
+    manners: BTreeMap<PublisherKey, Manner>,
+    asks: Vec<Ask>,
+    open: usize,
+    most_open: usize,
+}
+
+impl Default for Played {
+    fn default() -> Self {
+        Self {
+            connected: watch::Sender::new(Servers::from([(server(0), 0)])),
+            state: Mutex::default(),
+            gate: watch::Sender::new(true),
+        }
+    }
+}
+
+pub fn server(number: u8) -> PublisherKey {
+    PublisherKey([number; 32])
+}
+
+/// Counts a feed as long as it is open.
+struct Open(Arc<Played>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        // A test may just be failing.
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner).open -= 1;
+    }
+}
+
+impl Played {
+    pub fn connected(&self) -> watch::Receiver<Servers> {
+        self.connected.subscribe()
+    }
+
+    /// These are connected now, each by the connection with this serial number.
+    pub fn connect(&self, servers: impl IntoIterator<Item = (u8, u64)>) {
+        let servers = servers.into_iter().map(|(number, serial)| (server(number), serial)).collect();
+        self.connected.send_replace(servers);
+    }
+
+    pub fn set(&self, number: u8, manner: Manner) {
+        self.state.lock().unwrap().manners.insert(server(number), manner);
+    }
+
+    /// Whether feeds give anything out.
+    pub fn open_gate(&self, open: bool) {
+        self.gate.send_replace(open);
+    }
+
+    pub fn log(&self, events: &[Event]) {
+        let mut state = self.state.lock().unwrap();
+        for event in events {
+            let place = (event.epoch.as_u64(), event.sequence.get());
+            state.log.entry(event.stream.clone()).or_default().insert(place, event.clone());
+        }
+    }
+
+    /// How often servers have been asked.
+    pub fn asks(&self) -> usize {
+        self.state.lock().unwrap().asks.len()
+    }
+
+    /// Who has been asked, in order.
+    pub fn asked(&self) -> Vec<PublisherKey> {
+        self.state.lock().unwrap().asks.iter().map(|ask| ask.server).collect()
+    }
+
+    /// Feeds open now, and at most at the same time.
+    pub fn open_feeds(&self) -> (usize, usize) {
+        let state = self.state.lock().unwrap();
+        (state.open, state.most_open)
+    }
+
+    pub fn serve(
+        self: &Arc<Self>,
+        topic: Topic,
+        ask: Ask,
+    ) -> BoxStream<'static, Result<FeedFrame, Unavailable>> {
+        let server = ask.server;
+        let (manner, frames) = {
+            let mut state = self.state.lock().unwrap();
+            state.asks.push(ask.clone());
+            state.open += 1;
+            state.most_open = state.most_open.max(state.open);
+            let manner = state.manners.get(&server).copied().unwrap_or_default();
+            (manner, state.frames(&topic, &ask, manner))
+        };
+        let open = Open(Arc::clone(self));
+        let gate = self.gate.subscribe();
+        let frames = stream::iter(frames).then(move |frame| {
+            let mut gate = gate.clone();
+            async move {
+                let _ = gate.wait_for(|open| *open).await;
+                frame
+            }
+        });
+        let guarded = frames.map(move |frame| {
+            let _open = &open;
+            frame
+        });
+        match manner {
+            Manner::Frozen => stream::pending().boxed(),
+            _ => guarded.boxed(),
+        }
+    }
+}
+
+impl State {
+    fn frames(&self, topic: &Topic, ask: &Ask, manner: Manner) -> Vec<Result<FeedFrame, Unavailable>> {
+        let (mut ends, mut events) = (Vec::new(), Vec::new());
+        let begins = if let Manner::Begins { at } = manner { at } else { 0 };
+        for (stream, after) in &ask.streams {
+            let log: Vec<_> = self.log.get(stream).into_iter().flat_map(BTreeMap::values).collect();
+            let has =
+                log.iter().position(|event| event.sequence.get() >= begins).map_or(&[][..], |at| &log[at..]);
+            // Just before its oldest is as good as at an event.
+            let oldest = has.first().map(|event| event.position());
+            let before_oldest = oldest.and_then(|oldest| Some((oldest.epoch, oldest.sequence.before()?)));
+            let from = match after {
+                None => Some(0),
+                Some(after) if before_oldest == Some((after.epoch, after.sequence)) => Some(0),
+                Some(after) => match has.iter().position(|event| event.position() == *after) {
+                    Some(at) => Some(at + 1),
+                    // It begins where it was told to, behind the head that was told when the stream was joined.
+                    None if begins == 0 => Some(
+                        has.iter()
+                            .position(|event| event.epoch != after.epoch || event.sequence > after.sequence)
+                            .unwrap_or(has.len()),
+                    ),
+                    None => None,
+                },
+            };
+            match from {
+                Some(from) => {
+                    events.extend(has[from..].iter().map(|event| (*event).clone()));
+                    let head = has.last().map(|event| event.position());
+                    ends.push((stream.clone(), FeedEnd::Complete { head }));
+                }
+                None => ends.push((stream.clone(), FeedEnd::Refused { oldest })),
+            }
+        }
+        let mut frames: Vec<_> = events.chunks(PAGE_EVENTS).map(|events| Ok(page(topic, events))).collect();
+        match manner {
+            Manner::Fails { after } => {
+                frames.truncate(after);
+                frames.push(Err(Unavailable { reason: "gone".into() }));
+            }
+            _ => frames.push(Ok(FeedFrame::End { streams: ends })),
+        }
+        frames
+    }
+}
+
+fn page(topic: &Topic, events: &[Event]) -> FeedFrame {
+    let key = signing_key();
+    let batch = Batch {
+        publisher: key.publisher(),
+        boot: 1,
+        counter: 0,
+        topic: topic.clone(),
+        events: events.to_vec(),
+        heads: Vec::new(),
+    };
+    FeedFrame::Page(SignedBatch::sign_page(batch, &key).unwrap())
+}
