@@ -8,8 +8,9 @@ use tickmesh_protocol::{
     SignedBatch, SigningKey, StreamName, Topic,
     client::{ClientMessage, ServerMessage},
     codec::{
-        decode_feed_frame, decode_feed_request, decode_head_reply, decode_head_request, encode_feed_frame,
-        encode_feed_request, encode_head_reply, encode_head_request,
+        STATE_VERSION, decode_feed_frame, decode_feed_request, decode_head_reply, decode_head_request,
+        decode_state, encode_feed_frame, encode_feed_request, encode_head_reply, encode_head_request,
+        encode_state,
     },
     stream::{escape_key, is_part},
 };
@@ -27,6 +28,7 @@ pub const ALL: &[(&str, Target)] = &[
     ("client_message", client_message),
     ("server_message", server_message),
     ("names", names),
+    ("checkpoint", checkpoint),
 ];
 
 /// A batch envelope: as it is, and as a body that a publisher has signed. Without the second nothing behind the check
@@ -62,6 +64,19 @@ pub fn head_reply(bytes: &[u8]) {
     if let Ok(reply) = decode_head_reply(bytes) {
         let again = encode_head_reply(&reply).expect("what was read can be written");
         assert_eq!(decode_head_reply(&again), Ok(reply));
+    }
+}
+
+/// The state of an ingest peer: as it is, and as a body with the right length and hash around it.
+pub fn checkpoint(bytes: &[u8]) {
+    let _ = decode_state(bytes);
+    let length = (bytes.len() as u64).to_le_bytes();
+    let mut framed = [&b"tickmesh"[..], &[STATE_VERSION], &length, bytes].concat();
+    let hash = blake3::hash(&framed);
+    framed.extend_from_slice(hash.as_bytes());
+    if let Ok(state) = decode_state(&framed) {
+        let again = encode_state(&state).expect("what was read can be written");
+        assert_eq!(decode_state(&again), Ok(state));
     }
 }
 

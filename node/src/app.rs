@@ -1,6 +1,8 @@
 //! The only wiring of a peer: bind, start, drain. Everything else knows its own stage and [`crate::ports`].
 
 mod connect;
+mod ingest_stage;
+mod overview;
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -15,14 +17,16 @@ use libp2p::Multiaddr;
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use self::connect::{MeshOutlet, MeshUpstream};
+use self::{
+    connect::MeshUpstream,
+    ingest_stage::{IngestStage, Shared},
+};
 use crate::{
-    config::{Config, IngestRole},
+    config::Config,
     edge,
-    ingest::{self, DeadLetters},
+    ingest::DeadLetters,
     mesh::{self, Identity, NetworkKey},
     ops::{self, health::Health, lifecycle::LifecycleEvents, metrics::Registry},
-    source::metrics::SourceMetrics,
 };
 
 /// Batches on their way from the mesh to the hub: some seconds of a busy mesh. The hub never waits, so more would only
@@ -31,10 +35,6 @@ const EDGE_INPUT_BATCHES: usize = 8192;
 
 /// Inputs on their way from the mesh to ingest; ingest may wait for the mesh while these gather.
 const INGEST_INPUTS: usize = 8192;
-
-/// Groups of records on their way from a source to ingest. A source makes groups of some hundred, so this is enough to
-/// keep ingest busy, and little enough to be lost with the process: the log has them.
-const SOURCE_EVENTS: usize = 64;
 
 /// How long one stage may take to end before the next is told to.
 const STAGE_END: Duration = Duration::from_millis(1200);
@@ -120,13 +120,28 @@ impl Bound {
 
         let (edge_input, batches) = mpsc::channel(EDGE_INPUT_BATCHES);
         let (ingest_input, inputs) = mpsc::channel(INGEST_INPUTS);
+        let ingest = match config.ingest {
+            Some(role) => {
+                let shared = Shared {
+                    region: &config.region,
+                    private: &config.private,
+                    registry: &registry,
+                    health: &health,
+                    lifecycle: &lifecycle,
+                    dead_letters: &dead_letters,
+                };
+                Some(IngestStage::open(role, identity.signing_key(), &shared)?)
+            }
+            None => None,
+        };
         let ports = mesh::Ports {
             edge: edge.is_some().then_some(edge_input),
-            ingest: config.ingest.is_some().then_some(ingest_input),
-            feeds: None,
+            ingest: ingest.is_some().then_some(ingest_input),
+            feeds: ingest.as_ref().map(|stage| stage.opened.feeds()),
         };
+        let sees = ingest.as_ref().map(|stage| stage.opened.overview());
+        let siblings = config.mesh.publishers.as_ref().map_or(0, Vec::len) > 1;
         let mesh_stop = CancellationToken::new();
-        let signing_key = identity.signing_key();
         let (mesh, task) = mesh::start(
             config.mesh.clone(),
             identity,
@@ -159,50 +174,14 @@ impl Bound {
             stages.edge = Some(Stage { stop, task });
         }
 
-        if let Some(role) = config.ingest {
-            let ingest_config = role.ingest;
-            let lanes = start_sources(role, &registry, &health, &mut stages);
-            let parts = ingest::Parts {
-                config: ingest_config,
-                private: config.private.clone(),
-                key: signing_key,
-                lanes,
-                mesh: inputs,
-                outlet: Arc::new(MeshOutlet(mesh.clone())),
-                dead_letters: dead_letters.clone(),
-                registry: registry.clone(),
-                lifecycle,
-            };
-            let stop = CancellationToken::new();
-            stages.ingest =
-                Some((stop.clone(), ingest::spawn(parts, stop).context("cannot start the ingest thread")?));
+        if let Some(stage) = ingest {
+            stage.start(&mesh, inputs, siblings, &mut stages).await?;
         }
 
-        stages.ops = Some(serve_ops(ops, registry, health, dead_letters)?);
+        let overview = overview::page(&config.name, &config.region, &mesh, sees);
+        stages.ops = Some(serve_ops(ops, registry, health, dead_letters, overview)?);
         Ok(Running { mesh_addrs: mesh.listen_addrs().to_vec(), stages })
     }
-}
-
-/// One task per source; ingest gets the other end of each.
-fn start_sources(
-    role: IngestRole,
-    registry: &Registry,
-    health: &Health,
-    stages: &mut Stages,
-) -> Vec<ingest::Lane> {
-    let metrics = SourceMetrics::new(registry);
-    role.sources
-        .into_iter()
-        .map(|config| {
-            let (name, channels) = (config.name.clone(), config.channels());
-            let (output, events) = mpsc::channel(SOURCE_EVENTS);
-            let source = config.open(&metrics, health.condition(format!("source {name}")));
-            let stop = CancellationToken::new();
-            stages.sources.push(Stage { task: tokio::spawn(source.run(output, stop.clone())), stop });
-            let routes = role.routes.iter().filter(|route| route.source == name).cloned().collect();
-            ingest::Lane { source: name, routes, channels, events }
-        })
-        .collect()
 }
 
 fn serve_ops(
@@ -210,10 +189,11 @@ fn serve_ops(
     registry: Registry,
     health: Health,
     dead_letters: DeadLetters,
+    mesh: impl Fn() -> serde_json::Value + Clone + Send + Sync + 'static,
 ) -> anyhow::Result<Stage> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let letters = move || serde_json::json!({ "dead_letters": dead_letters.list() });
-    let router = ops::http::router(registry, health, letters);
+    let router = ops::http::router(registry, health, letters, mesh);
     let stop = CancellationToken::new();
     let stopped = stop.clone();
     let task = tokio::spawn(async move {

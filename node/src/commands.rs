@@ -5,6 +5,7 @@ pub mod check;
 pub mod client;
 pub mod demo;
 pub mod keys;
+pub mod mesh;
 pub mod run;
 
 use std::process::ExitCode;

@@ -40,8 +40,17 @@ pub struct Config {
 #[derive(Clone, Debug)]
 pub struct IngestRole {
     pub ingest: ingest::Config,
-    pub sources: Vec<source::Config>,
+    pub sources: Vec<SourceRole>,
     pub routes: Vec<RouteConfig>,
+    /// Where it is kept how far this peer is; nowhere, for a peer that lives for a moment.
+    pub checkpoint_file: Option<PathBuf>,
+}
+
+/// One source, and who reads it.
+#[derive(Clone, Debug)]
+pub struct SourceRole {
+    pub source: source::Config,
+    pub tiers: ingest::Tiers,
 }
 
 /// A configuration that is not used, because of these faults.
@@ -120,6 +129,7 @@ impl Config {
         let region = node.required::<String>("region");
         let roles = roles(&mut node);
         let private: HashSet<String> = node.or("private", default_private());
+        let data_dir = folder.join(node.or("data_dir", PathBuf::from("data")));
         for channel in private.iter().filter(|channel| !tickmesh_protocol::stream::is_part(channel)) {
             node.fault("private", format!("{channel:?} is no channel name"));
         }
@@ -142,12 +152,15 @@ impl Config {
                 ..read_section(&mut root, "edge", edge::Config::read)
             })
             .or_else(|| unused(&mut root, "edge", "edge"));
-        let ingest = roles.contains("ingest").then(|| read_ingest(&mut root)).or_else(|| {
-            for key in ["ingest", "source", "route"] {
-                unused::<()>(&mut root, key, "ingest");
-            }
-            None
-        });
+        // Peers that are tried out in one folder must not share it.
+        let checkpoint_file = data_dir.join(format!("{}.checkpoint", name.as_deref().unwrap_or_default()));
+        let ingest =
+            roles.contains("ingest").then(|| read_ingest(&mut root, checkpoint_file)).or_else(|| {
+                for key in ["ingest", "source", "route"] {
+                    unused::<()>(&mut root, key, "ingest");
+                }
+                None
+            });
         root.finish();
         Some(Self { name: name?, region: region?, private: Arc::new(private), mesh, edge, ingest, ops })
     }
@@ -181,14 +194,21 @@ fn unused<T>(root: &mut Section, key: &'static str, role: &str) -> Option<T> {
     None
 }
 
-fn read_ingest(root: &mut Section) -> IngestRole {
+fn read_ingest(root: &mut Section, checkpoint_file: PathBuf) -> IngestRole {
     let ingest = read_section(root, "ingest", ingest::Config::read);
-    let sources: Vec<_> = root.sections("source").into_iter().filter_map(source::Config::read).collect();
+    let sources: Vec<_> = root
+        .sections("source")
+        .into_iter()
+        .filter_map(|mut section| {
+            let tiers = ingest::Tiers::read(&mut section);
+            source::Config::read(section).map(|source| SourceRole { source, tiers })
+        })
+        .collect();
     if sources.is_empty() {
         root.fault("source", "an ingest peer needs at least one [[source]]");
     }
     let mut names = HashSet::new();
-    for source in &sources {
+    for SourceRole { source, .. } in &sources {
         if !names.insert(source.name.clone()) {
             root.fault("source", format!("two sources are named {:?}", source.name));
         }
@@ -201,7 +221,7 @@ fn read_ingest(root: &mut Section) -> IngestRole {
     for route in routes.iter().filter(|route| !names.contains(&route.source)) {
         root.fault("route", format!("no source is named {:?}", route.source));
     }
-    IngestRole { ingest, sources, routes }
+    IngestRole { ingest, sources, routes, checkpoint_file: Some(checkpoint_file) }
 }
 
 #[cfg(test)]

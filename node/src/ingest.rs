@@ -1,29 +1,82 @@
-//! Ingest: records of a log become sequenced events, published in signed batches and kept in a history.
+//! Ingest: records of a log become sequenced events, kept in a history and published in signed batches.
 //!
-//! One thread owns all of it, without locks: route → sequence → publish → history. Ordering: the events of one stream
+//! One thread owns all of it, without locks: route → sequence → history → publish. Ordering: the events of one stream
 //! are published in the order of their sequence. When the mesh is behind, ingest waits; then the sources wait, and the
-//! log keeps the rest.
+//! log keeps the rest. Several ingest peers read the same logs; which of them publishes a topic is decided by
+//! [`tickmesh_protocol::takeover`].
+//!
+//! A peer that starts goes on from its checkpoint, or from a sibling's state, and replays the log up to its end. Only then is it
+//! *warm*: it ranks and publishes. What it replayed is in its history, where edges fetch what they have missed.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `worker` | the thread: takes what comes, in turn |
+//! | `core` | numbers records, keeps and publishes events |
+//! | `warmth`, `tiers` | when and in which order this peer ranks |
+//! | `history` | the events of the last minutes |
+//! | `store`, `rescan` | what feeds are served from: the history, and the log behind it |
+//! | `checkpoint` | how far this peer is, on disk |
+//! | `dead_letters` | records that could not become events |
 
+mod checkpoint;
+mod core;
 pub mod dead_letters;
 mod history;
-mod publisher;
+mod metrics;
+pub mod rescan;
+mod store;
+mod tiers;
+mod warmth;
 mod worker;
 
-use std::{collections::HashSet, io, sync::Arc, thread, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    io,
+    path::PathBuf,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 use futures_util::future::BoxFuture;
-use tickmesh_protocol::{SignedBatch, SigningKey, Topic};
-use tokio::sync::mpsc;
+use prometheus::IntGauge;
+use tickmesh_protocol::{
+    Epoch, Moment, SignedBatch, SigningKey, Topic,
+    checkpoint::State,
+    feed::{SourceStatus, Status},
+    sequencer::Sequencer,
+    takeover::{Publisher, Settings, SourceId},
+};
+use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-pub use self::dead_letters::{DeadLetter, DeadLetters};
+use self::{
+    checkpoint::Writer,
+    core::Core,
+    history::History,
+    metrics::Metrics,
+    rescan::{Log, Rescan},
+    store::{Feeds, Store},
+    warmth::Warmth,
+    worker::Worker,
+};
+pub use self::{
+    checkpoint::load as load_checkpoint,
+    dead_letters::{DeadLetter, DeadLetters},
+    store::Overview,
+    tiers::Tiers,
+};
 use crate::{
     config::{Section, Size, Span},
-    ops::{lifecycle::LifecycleEvents, metrics::Registry},
-    ports::IngestInput,
-    source::SourceEvent,
-    transform::{Routes, jq},
+    ops::{health::Condition, lifecycle::LifecycleEvents, metrics::Registry},
+    ports::{FeedStore, IngestInput},
+    source::{LogReader, SourceEvent},
+    transform::{Routes, Transform, jq, jq::JqError},
 };
+
+/// What is kept of the log that was read again, for others who ask for the same: two chunks of the largest records for
+/// each of four sources.
+const RESCAN_BYTES: usize = 64 * 1024 * 1024;
 
 /// `[ingest]` of the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,10 +88,15 @@ pub struct Config {
     /// millisecond of CPU for each, whatever is in it; with more topics than this allows at one batch per millisecond,
     /// events wait longer and batches become larger.
     pub max_batches: u32,
-    /// Age at which another peer publishes what the leader has not: much longer than any usual delay of a living leader,
-    /// much shorter than a user's patience.
-    pub takeover_after: Duration,
-    /// What the history keeps at most, in bytes of envelopes.
+    /// How long a leader may be silent at least, although there are events of its topics, before the next rank publishes
+    /// them: four times its usual lag, within these bounds.
+    pub takeover_least: Duration,
+    pub takeover_most: Duration,
+    /// How often it is kept on disk how far this peer is.
+    pub checkpoint_every: Duration,
+    /// How long a peer that starts without a checkpoint looks for a sibling that knows more, before it begins as configured.
+    pub ask_siblings: Duration,
+    /// What the history keeps at most, in bytes of events.
     pub history_bytes: usize,
     /// What the history keeps at most, by age.
     pub history_age: Duration,
@@ -49,7 +107,10 @@ impl Default for Config {
         Self {
             batch: Duration::from_millis(1),
             max_batches: 1000,
-            takeover_after: Duration::from_millis(250),
+            takeover_least: Duration::from_millis(25),
+            takeover_most: Duration::from_millis(80),
+            checkpoint_every: Duration::from_secs(5),
+            ask_siblings: Duration::from_secs(3),
             history_bytes: 256 << 20,
             history_age: Duration::from_secs(300),
         }
@@ -62,7 +123,10 @@ impl Config {
         let config = Self {
             batch: section.or("batch", Span(default.batch)).0,
             max_batches: section.or("max_batches", default.max_batches),
-            takeover_after: section.or("takeover_after", Span(default.takeover_after)).0,
+            takeover_least: section.or("takeover_least", Span(default.takeover_least)).0,
+            takeover_most: section.or("takeover_most", Span(default.takeover_most)).0,
+            checkpoint_every: section.or("checkpoint_every", Span(default.checkpoint_every)).0,
+            ask_siblings: section.or("ask_siblings", Span(default.ask_siblings)).0,
             history_bytes: section.or("history_bytes", Size(default.history_bytes)).0,
             history_age: section.or("history_age", Span(default.history_age)).0,
         };
@@ -72,11 +136,18 @@ impl Config {
         if !(10..=100_000).contains(&config.max_batches) {
             section.fault("max_batches", "between 10 and 100000 per second");
         }
-        if config.takeover_after < config.batch * 4 {
+        if config.takeover_least < config.batch * 4 {
             section.fault(
-                "takeover_after",
+                "takeover_least",
                 "at least four times ingest.batch, or every event is published twice",
             );
+        }
+        if config.takeover_most < config.takeover_least {
+            section.fault("takeover_most", "at least ingest.takeover_least");
+        }
+        if config.checkpoint_every < Duration::from_millis(100) {
+            section
+                .fault("checkpoint_every", "at least 100ms: each one is a file that is written and synced");
         }
         config
     }
@@ -97,36 +168,183 @@ pub struct Lane {
     pub routes: Routes,
     /// Channels of records that pass without a route, if the source knows them.
     pub channels: Option<&'static [&'static str]>,
-    pub events: mpsc::Receiver<SourceEvent>,
+    pub tiers: Tiers,
+    /// A second way into the log, for what the history no longer holds.
+    pub reader: Arc<dyn LogReader>,
+    /// Ready while the source is warm.
+    pub condition: Condition,
+    /// Records behind the end of the log, as the source says.
+    pub lag: IntGauge,
 }
 
-/// Everything an ingest peer needs.
+/// Everything an ingest peer needs before anything runs.
 pub struct Parts {
     pub config: Config,
+    pub region: String,
     /// Channels whose events never enter gossip.
     pub private: Arc<HashSet<String>>,
     pub key: SigningKey,
     pub lanes: Vec<Lane>,
-    pub mesh: mpsc::Receiver<IngestInput>,
-    pub outlet: Arc<dyn Outlet>,
     pub dead_letters: DeadLetters,
+    /// Ends what reads logs for feeds.
+    pub stop: CancellationToken,
     pub registry: Registry,
     pub lifecycle: LifecycleEvents,
 }
 
-/// Starts the ingest thread. It ends soon after `stop`, when what it holds has been published.
+/// An ingest peer that can be asked, and does nothing yet.
+pub struct Opened {
+    parts: Parts,
+    boot: u64,
+    store: Arc<Store>,
+}
+
+/// What an ingest peer runs with.
+pub struct Start {
+    /// Where this peer, or a sibling, was; if that is known.
+    pub state: Option<State>,
+    /// What each lane's source says.
+    pub events: Vec<mpsc::Receiver<SourceEvent>>,
+    pub mesh: mpsc::Receiver<IngestInput>,
+    pub outlet: Arc<dyn Outlet>,
+    /// Where it is kept how far this peer is.
+    pub checkpoint_file: Option<PathBuf>,
+}
+
+/// Makes what feeds are served from.
 ///
 /// # Errors
-/// If the thread cannot be started.
-pub fn spawn(parts: Parts, stop: CancellationToken) -> io::Result<thread::JoinHandle<()>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-    thread::Builder::new().name("ingest".into()).stack_size(jq::STACK_BYTES).spawn(move || {
-        let span = tracing::info_span!("ingest");
-        let _entered = span.enter();
-        match worker::Worker::new(parts) {
-            Ok(worker) => runtime.block_on(worker.run(stop)),
-            // The configuration was checked with the same compiler.
-            Err(error) => tracing::error!(%error, "routes do not compile"),
+/// If a route does not compile, or a thread cannot be started.
+pub fn open(parts: Parts) -> io::Result<Opened> {
+    let boot = boot_id(&parts.key);
+    let history = History::new(parts.config.history_bytes, parts.config.history_age);
+    let sources = parts
+        .lanes
+        .iter()
+        .map(|lane| SourceStatus { name: lane.source.clone(), warm: false, lag: 0 })
+        .collect();
+    let status = Status { boot, region: parts.region.clone(), sources, lag_us: 0 };
+    for lane in &parts.lanes {
+        lane.condition.waiting("warming: reading the log up to its end");
+    }
+    let logs = parts.lanes.iter().map(|lane| Log {
+        source: lane.source.clone(),
+        reader: Arc::clone(&lane.reader),
+        routes: lane.routes.clone(),
+        channels: lane.channels,
+    });
+    let rescan = Rescan::new(
+        logs.collect(),
+        parts.private.clone(),
+        RESCAN_BYTES,
+        &parts.registry,
+        parts.stop.clone(),
+    )?;
+    let store = Arc::new(Store::new(history, parts.key.clone(), boot, parts.private.clone(), status, rescan));
+    Ok(Opened { parts, boot, store })
+}
+
+impl Opened {
+    /// What feeds are served from.
+    pub fn feeds(&self) -> Arc<dyn FeedStore> {
+        Arc::new(Feeds(Arc::clone(&self.store)))
+    }
+
+    /// How this peer sees the mesh.
+    pub fn overview(&self) -> impl Fn() -> Overview + Clone + Send + Sync + 'static {
+        let store = Arc::clone(&self.store);
+        move || store.overview()
+    }
+
+    /// Starts the ingest thread. It ends soon after `stop`, when what it holds has been published.
+    ///
+    /// # Errors
+    /// If a thread cannot be started.
+    pub fn spawn(self, start: Start, stop: CancellationToken) -> io::Result<thread::JoinHandle<()>> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        let (every, registry) = (self.parts.config.checkpoint_every, &self.parts.registry);
+        let checkpoints =
+            start.checkpoint_file.clone().map(|file| Writer::spawn(file, every, registry)).transpose()?;
+        thread::Builder::new().name("ingest".into()).stack_size(jq::STACK_BYTES).spawn(move || {
+            let span = tracing::info_span!("ingest");
+            let _entered = span.enter();
+            match self.worker(start, checkpoints) {
+                Ok(worker) => runtime.block_on(worker.run(stop)),
+                // The configuration was checked with the same compiler.
+                Err(error) => tracing::error!(%error, "routes do not compile"),
+            }
+        })
+    }
+
+    fn worker(self, start: Start, checkpoints: Option<Writer>) -> Result<Worker, JqError> {
+        let Self { parts, boot, store } = self;
+        let ingested = parts.registry.counters(
+            "events_ingested_total",
+            "Events made of records, by their source.",
+            &["source"],
+        );
+        let latency = parts.registry.latencies(
+            "source_latency_seconds",
+            "From the engine's timestamp to ingest, once per group of records, by source; without what is replayed.",
+            &["source"],
+        );
+        let lanes: Vec<_> = (0..)
+            .zip(parts.lanes.into_iter().zip(start.events))
+            .map(|(id, (lane, events))| {
+                Ok(worker::Lane {
+                    id: SourceId(id),
+                    ingested: ingested.with_label_values(&[&lane.source]),
+                    latency: latency.with_label_values(&[&lane.source]),
+                    transform: Transform::new(&lane.routes, lane.channels, &parts.private)?,
+                    source: lane.source,
+                    events,
+                    open: true,
+                    tiers: lane.tiers,
+                    warmth: Warmth::default(),
+                    condition: lane.condition,
+                    lag: lane.lag,
+                })
+            })
+            .collect::<Result<_, JqError>>()?;
+        let settings = Settings {
+            batch: parts.config.batch,
+            max_batches: parts.config.max_batches,
+            least_timeout: parts.config.takeover_least,
+            most_timeout: parts.config.takeover_most,
+            ..Settings::default()
+        };
+        let every = parts.config.checkpoint_every;
+        let mut core = Core {
+            region: parts.region,
+            sources: lanes.iter().map(|lane| lane.source.as_str().into()).collect(),
+            private: parts.private,
+            began: Instant::now(),
+            sequencer: Sequencer::default(),
+            partitions: HashMap::new(),
+            publisher: Publisher::new(parts.key.publisher(), boot, settings),
+            siblings: BTreeMap::new(),
+            rest_until: Moment::START,
+            store,
+            checkpoints,
+            checkpoint_every: every,
+            next_checkpoint: Moment::after(every),
+            next_tick: Moment::START,
+            key: parts.key,
+            outlet: start.outlet,
+            dead_letters: parts.dead_letters,
+            lifecycle: parts.lifecycle,
+            metrics: Metrics::new(&parts.registry),
+        };
+        if let Some(state) = start.state {
+            core.restore(&state, &lanes);
         }
-    })
+        Ok(Worker { lanes, next_lane: 0, mesh: start.mesh, mesh_open: true, core })
+    }
+}
+
+/// Differs between two starts of one peer: its key and the time. It need not rise, so a clock set back does no harm.
+fn boot_id(key: &SigningKey) -> u64 {
+    let publisher = key.publisher();
+    let seed = format!("{publisher:?} {} {}", crate::ops::metrics::now_us(), std::process::id());
+    Epoch::of(&seed, 0, "boot").as_u64()
 }

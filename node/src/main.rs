@@ -25,6 +25,8 @@ enum Command {
     Check(commands::check::Check),
     /// Make the keys of a peer and of the network, or show a peer's id
     Keys(commands::keys::Keys),
+    /// Show how a running peer sees the mesh: who leads what, heads, lags
+    Mesh(commands::mesh::Mesh),
     /// Follow streams from the command line
     Client(commands::client::Client),
 }
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
         Command::Run(run) => run.run(),
         Command::Check(check) => check.run(),
         Command::Keys(keys) => keys.run(),
+        Command::Mesh(mesh) => mesh.run(),
         Command::Client(client) => client.run(),
     };
     outcome.unwrap_or_else(commands::report)

@@ -6,7 +6,7 @@ use std::{borrow::Cow, sync::Arc};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tickmesh_protocol::{
-    Position, PublisherKey, SignedBatch, StreamName, Topic,
+    Position, PublisherKey, Sequence, SignedBatch, StreamName, Topic,
     feed::{FeedEnd, Status},
     head::{HeadReply, HeadRequest},
 };
@@ -70,6 +70,15 @@ pub struct CursorStream {
     pub after: Option<Position>,
     /// Set by the store: refused, for good; or complete whenever it is at the head.
     pub end: Option<FeedEnd>,
+    /// Set by the store: everything before this in its log, after `after`, has been looked at; nothing of it is the stream's.
+    pub scanned: Option<Sequence>,
+}
+
+impl CursorStream {
+    /// A stream whose reader stands at a position, or nowhere yet.
+    pub fn new(name: StreamName, after: Option<Position>) -> Self {
+        Self { name, after, end: None, scanned: None }
+    }
 }
 
 /// What one call of [`FeedStore::next`] gives.

@@ -2,11 +2,18 @@
 //!
 //! Ordering: the records of one partition arrive in the order of their positions, each position once; nothing is said
 //! about the order between partitions. A source that loses its server keeps trying and goes on at the position where it
-//! was: it never skips and never repeats.
+//! was: it never skips and never repeats. Where the log itself lost something it says so by another
+//! [`SourceEvent::Begin`]:
+//!
+//! - records before the position to read next were deleted: it goes on at the oldest, in the same epoch;
+//! - the log lost its end, and gives the same positions again to other records: it goes on where the log was cut, in
+//!   another epoch. A number that a client has seen never comes with other contents.
 
 pub mod embedded;
 pub mod kafka;
 pub mod metrics;
+
+mod starts;
 
 use std::sync::Arc;
 
@@ -17,6 +24,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use self::metrics::SourceMetrics;
+pub use self::starts::{Place, Starts};
 use crate::{config::Section, ops::health::Condition};
 
 /// Largest record that is taken from a log, in bytes; larger ones are dead letters.
@@ -97,6 +105,9 @@ pub struct Record {
     pub position: u64,
     /// What gives `position` its meaning: log identity, partition, numbering rule.
     pub epoch: Epoch,
+    /// The log's leadership under which it was written, where the log has such: a Kafka leader epoch. It never falls
+    /// within a partition, and rises whenever a log may have lost its end.
+    pub term: Option<u32>,
     pub value: Bytes,
     /// When the engine wrote it: microseconds since 1970 UTC; zero where the log says nothing.
     pub engine_time_us: u64,
@@ -106,7 +117,19 @@ pub struct Record {
 #[derive(Clone, Debug)]
 pub enum SourceEvent {
     /// Reading of a partition begins at `position`: everything from there on will come.
-    Begin { epoch: Epoch, position: u64 },
+    Begin {
+        topic: Arc<str>,
+        partition: u32,
+        epoch: Epoch,
+        position: u64,
+        /// Nothing of the epoch is or ever was before `position`.
+        first: bool,
+        /// The term of the last record before `position`, if it is known: until a record comes, a checkpoint's.
+        term: Option<u32>,
+    },
+    /// Everything before `position` was given, and that was the log's end then. Comes after those records, at least once
+    /// for every [`SourceEvent::Begin`]; at once, where a partition holds nothing.
+    Reached { epoch: Epoch, position: u64 },
     /// Records of any partitions, never empty.
     Records(Vec<Record>),
 }
@@ -114,8 +137,11 @@ pub enum SourceEvent {
 /// A log that is read live.
 pub trait Source: Send {
     /// Reads until `stop`, into a bounded channel: when ingest is slow the source waits, and the log keeps the rest.
+    /// A partition that `starts` knows begins exactly there; others as configured. A topic or partition that appears
+    /// later, or did so while nobody read, begins at its beginning.
     fn run(
         self: Box<Self>,
+        starts: Starts,
         output: mpsc::Sender<SourceEvent>,
         stop: CancellationToken,
     ) -> BoxFuture<'static, ()>;
@@ -126,14 +152,29 @@ pub trait Source: Send {
 
 /// Reads ranges of a log again, by position.
 pub trait LogReader: Send + Sync {
-    /// Reads the records of a partition with positions in `from..until`, in order; fewer if the log ends before.
+    /// Reads the records of a partition with positions in `from..until`, as far as the log has them.
+    ///
+    /// # Errors
+    /// [`ReadError`] says whether it is worth another try.
     fn read<'a>(
         &'a self,
         topic: &'a str,
         partition: u32,
         from: u64,
         until: u64,
-    ) -> BoxFuture<'a, Result<Vec<Record>, ReadError>>;
+    ) -> BoxFuture<'a, Result<Stretch, ReadError>>;
+}
+
+/// A stretch of a log that was read again.
+#[derive(Clone, Debug)]
+pub struct Stretch {
+    /// The epoch that the partition is in now; the numbers of another one mean something else.
+    pub epoch: Epoch,
+    /// Everything before this position is here: the end that was asked for, or the log's if that comes first. Never less
+    /// than where reading began.
+    pub until: u64,
+    /// In the order of their positions, of which some may be missing: nothing is or ever will be there.
+    pub records: Vec<Record>,
 }
 
 /// Why a range cannot be read again.
@@ -143,6 +184,8 @@ pub enum ReadError {
     Trimmed { topic: String, partition: u32, from: u64, oldest: u64 },
     #[error("no partition {partition} of {topic}")]
     UnknownPartition { topic: String, partition: u32 },
+    #[error("the range of {topic} is too long or holds too many bytes; read it in pieces")]
+    TooLarge { topic: String },
     #[error("cannot read {topic}: {reason}")]
     Unavailable { topic: String, reason: String },
 }

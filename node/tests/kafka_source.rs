@@ -9,161 +9,17 @@
 
 mod support {
     pub mod kafka;
+    pub mod source;
 }
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use rdkafka::producer::Producer;
-use support::kafka::{KafkaBroker, KafkaProducer};
-use tickmesh::{
-    config::{Faults, Section},
-    ops::{
-        health::{Health, State},
-        metrics::Registry,
-    },
-    source::{LogReader, ReadError, Record, Source, SourceEvent, kafka::Kafka, metrics::SourceMetrics},
+use support::{
+    kafka::{KafkaBroker, KafkaProducer},
+    source::{DEADLINE, Running, assert_complete},
 };
-use tickmesh_protocol::Epoch;
-use tokio::{sync::mpsc, task::JoinHandle};
-use tokio_util::sync::CancellationToken;
-
-const DEADLINE: Duration = Duration::from_secs(30);
-
-/// A source that runs, and everything it has said.
-struct Running {
-    events: mpsc::Receiver<SourceEvent>,
-    reader: Arc<dyn LogReader>,
-    health: Health,
-    registry: Registry,
-    stop: CancellationToken,
-    task: JoinHandle<()>,
-    begins: Vec<(Epoch, u64)>,
-    records: Vec<Record>,
-}
-
-impl Running {
-    fn start(brokers: &str, topics: &[&str], more: &str) -> Self {
-        let table = format!("brokers = {brokers:?}\ntopics = {topics:?}\n{more}");
-        let faults = Faults::default();
-        let mut section = Section::root(table.parse().unwrap(), faults.clone());
-        let config = tickmesh::source::kafka::Config::read(&mut section);
-        assert_eq!(faults.take(), []);
-        let (health, registry) = (Health::default(), Registry::new());
-        let metrics = SourceMetrics::new(&registry);
-        let source = Kafka::new("engine", config.unwrap(), &metrics, health.condition("source engine"));
-        let (sender, events) = mpsc::channel(16);
-        let (reader, stop) = (source.reader(), CancellationToken::new());
-        let task = tokio::spawn(Box::new(source).run(sender, stop.clone()));
-        Self { events, reader, health, registry, stop, task, begins: Vec::new(), records: Vec::new() }
-    }
-
-    /// Takes events until `done` holds.
-    async fn until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
-        let deadline = tokio::time::Instant::now() + DEADLINE;
-        while !done(self) {
-            let event = tokio::time::timeout_at(deadline, self.events.recv()).await;
-            match event {
-                Ok(Some(event)) => self.take(event),
-                Ok(None) => panic!("the source ended while waiting for {what}"),
-                Err(_) => panic!(
-                    "waited in vain for {what}; {} records, begins {:?}, health {:?}",
-                    self.records.len(),
-                    self.begins,
-                    self.health.readiness()
-                ),
-            }
-        }
-    }
-
-    fn take(&mut self, event: SourceEvent) {
-        match event {
-            SourceEvent::Begin { epoch, position } => self.begins.push((epoch, position)),
-            SourceEvent::Records(records) => {
-                assert!(!records.is_empty(), "records are never empty");
-                for record in &records {
-                    let begun = self
-                        .begins
-                        .iter()
-                        .any(|(epoch, at)| *epoch == record.epoch && *at <= record.position);
-                    assert!(begun, "a record before its partition began: {record:?}");
-                }
-                self.records.extend(records);
-            }
-        }
-    }
-
-    async fn records(&mut self, count: usize) {
-        self.until(&format!("{count} records"), |running| running.records.len() >= count).await;
-    }
-
-    async fn partitions(&mut self, count: usize) {
-        self.until(&format!("{count} partitions"), |running| running.begins.len() >= count).await;
-    }
-
-    fn values(&self, topic: &str, partition: u32) -> Vec<String> {
-        self.records
-            .iter()
-            .filter(|record| &*record.topic == topic && record.partition == partition)
-            .map(|record| String::from_utf8(record.value.to_vec()).unwrap())
-            .collect()
-    }
-
-    async fn health(&self, what: &str, right: impl Fn(&State) -> bool) {
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            let readiness = self.health.readiness();
-            if readiness.conditions.values().all(&right) {
-                return;
-            }
-            assert!(Instant::now() < deadline, "waited in vain for health to be {what}: {readiness:?}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    async fn ready(&self) {
-        self.health("ready", |state| *state == State::Ready).await;
-    }
-
-    async fn waiting(&self, part: &str) {
-        let right = |state: &State| matches!(state, State::Waiting { reason } if reason.contains(part));
-        self.health(part, right).await;
-    }
-
-    async fn metric(&mut self, line: &str) {
-        let deadline = Instant::now() + DEADLINE;
-        while !self.registry.render().lines().any(|shown| shown == line) {
-            assert!(Instant::now() < deadline, "no {line} in:\n{}", self.registry.render());
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
-
-    /// Stops the source and gives all it has said.
-    async fn stop(mut self) -> Vec<Record> {
-        self.stop.cancel();
-        if !self.task.is_finished() {
-            let ended = tokio::time::timeout(DEADLINE, &mut self.task).await;
-            ended.expect("the source ends when it is told to").expect("the source does not panic");
-        }
-        while let Ok(event) = self.events.try_recv() {
-            self.take(event);
-        }
-        self.records
-    }
-}
-
-/// Positions of each partition rise without a gap from `from`; for logs without transactions.
-fn assert_complete(records: &[Record], from: u64) {
-    let mut next: BTreeMap<(String, u32), u64> = BTreeMap::new();
-    for record in records {
-        let next = next.entry((record.topic.to_string(), record.partition)).or_insert(from);
-        assert_eq!(record.position, *next, "position in {} {}", record.topic, record.partition);
-        *next += 1;
-    }
-}
+use tickmesh::source::{ReadError, Record};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_record_comes_once_in_order_and_can_be_read_again() {
@@ -209,19 +65,24 @@ async fn every_record_comes_once_in_order_and_can_be_read_again() {
     source.metric("tickmesh_source_brokers_up{source=\"engine\"} 1").await;
     source.metric("tickmesh_source_partitions{source=\"engine\"} 4").await;
 
-    let again = source.reader.read("all", 2, 500, 700).await.unwrap();
+    let again = source.reader.read("all", 2, 500, 700).await.unwrap().records;
     let first: Vec<&Record> =
         source.records.iter().filter(|r| r.partition == 2 && (500..700).contains(&r.position)).collect();
     assert_eq!(format!("{again:?}"), format!("{first:?}"), "the same records are read again");
     let tail = source.reader.read("all", 2, 1250, 9999).await.unwrap();
-    assert_eq!(tail.len(), 1, "a range beyond the end gives what is there");
-    assert!(source.reader.read("all", 2, 1251, 1260).await.unwrap().is_empty());
+    assert_eq!((tail.records.len(), tail.until), (1, 1251), "a range beyond the end gives what is there");
+    let beyond = source.reader.read("all", 2, 1251, 1260).await.unwrap();
+    assert!(beyond.records.is_empty() && beyond.until == 1251, "{beyond:?}");
     let unknown = source.reader.read("all", 9, 0, 10).await.unwrap_err();
     assert_eq!(unknown, ReadError::UnknownPartition { topic: "all".into(), partition: 9 });
     let unknown = source.reader.read("none", 0, 0, 10).await.unwrap_err();
     assert_eq!(unknown, ReadError::UnknownPartition { topic: "none".into(), partition: 0 });
     let both = tokio::join!(source.reader.read("all", 0, 0, 300), source.reader.read("all", 1, 0, 300));
-    assert_eq!((both.0.unwrap().len(), both.1.unwrap().len()), (300, 300), "two readers at once");
+    assert_eq!(
+        (both.0.unwrap().records.len(), both.1.unwrap().records.len()),
+        (300, 300),
+        "two readers at once"
+    );
     broker.delete_records("all", 3, 100).await;
     let trimmed = source.reader.read("all", 3, 50, 200).await.unwrap_err();
     assert_eq!(trimmed, ReadError::Trimmed { topic: "all".into(), partition: 3, from: 50, oldest: 100 });
@@ -288,7 +149,7 @@ async fn aborted_transactions_are_never_seen() {
     let committed = ["0a", "0b", "2a", "2b", "4a", "4b"];
     assert_eq!(source.values("bank", 0), committed);
     // The last thing in the log is the marker of an aborted transaction: reading again must not wait for a record.
-    let again = source.reader.read("bank", 0, 0, 1000).await.unwrap();
+    let again = source.reader.read("bank", 0, 0, 1000).await.unwrap().records;
     assert_eq!(again.iter().map(|record| record.value.clone()).collect::<Vec<_>>(), committed);
     source.metric("tickmesh_source_lag{source=\"engine\"} 0").await;
     assert_eq!(source.stop().await.len(), 6);
@@ -319,7 +180,7 @@ async fn a_topic_created_again_is_another_epoch() {
     let (old, new) = (source.begins[0], source.begins[1]);
     assert_ne!(old.0, new.0, "the epoch is another");
     assert_eq!(new.1, 0, "read from the beginning");
-    let reread = source.reader.read("phoenix", 0, 0, 5).await.unwrap();
+    let reread = source.reader.read("phoenix", 0, 0, 5).await.unwrap().records;
     assert!(reread.len() == 5 && reread.iter().all(|record| record.epoch == new.0), "{reread:?}");
     let records = source.stop().await;
     assert_eq!(records.len(), 30);

@@ -23,7 +23,7 @@ use rdkafka::{
 use support::{
     client::{Client, assert_linked},
     kafka::KafkaBroker,
-    node::{DEADLINE, Network, Node, Role, wait_until},
+    node::{DEADLINE, Network, Node, Ports, Role, wait_until},
 };
 
 const PARTITIONS: i32 = 4;
@@ -46,7 +46,7 @@ impl Cluster {
         );
         let mut bootstrap = Vec::new();
         let mut start = |name, region, roles, more: &str| {
-            let role = Role { name, region, roles, more };
+            let role = Role { name, region, roles, ports: Ports::default(), node: "", more };
             let node = network.start(&role, &publishers, &bootstrap);
             bootstrap.push(node.mesh.clone());
             node

@@ -7,6 +7,7 @@
 //! A batch on the wire: version byte, bincode of the batch, 64 bytes of Ed25519 signature. A question and an answer
 //! about heads, a request and a frame of a feed: version byte, bincode.
 
+mod checkpoint;
 mod feed;
 
 use bincode::{BorrowDecode, Encode, config};
@@ -23,7 +24,8 @@ use crate::{
     topic::InvalidTopic,
 };
 
-pub use feed::{
+pub use self::checkpoint::{STATE_VERSION, StateError, decode_state, encode_state};
+pub use self::feed::{
     MAX_FEED_FRAME_BYTES, MAX_FEED_REQUEST_BYTES, decode_feed_frame, decode_feed_request, encode_feed_frame,
     encode_feed_request,
 };

@@ -18,9 +18,11 @@
 //! | [`fetching`] | which servers are asked for what is missing |
 //! | [`repair`] | one stream at an edge: joined, linked, repaired |
 //! | [`takeover`] | what an ingest peer publishes, and when |
+//! | [`checkpoint`] | [`checkpoint::State`], what an ingest peer goes on from |
 //! | [`time`] | [`Moment`], time as the state machines see it |
 
 pub mod batch;
+pub mod checkpoint;
 pub mod client;
 pub mod codec;
 pub mod event;

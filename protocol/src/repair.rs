@@ -126,7 +126,11 @@ pub struct Repair {
 enum State {
     #[default]
     Idle,
-    Joining(Held),
+    Joining {
+        held: Held,
+        /// Somebody says that the stream stands here.
+        claimed: Option<Position>,
+    },
     Live {
         link: Link,
         /// What is known to be missing; most streams never have any.
@@ -182,14 +186,14 @@ impl Repair {
     pub fn join(&mut self) -> bool {
         let idle = matches!(self.state, State::Idle);
         if idle {
-            self.state = State::Joining(Held::default());
+            self.state = State::Joining { held: Held::default(), claimed: None };
         }
         idle
     }
 
     /// The head could not be had.
     pub fn give_up(&mut self) {
-        if matches!(self.state, State::Joining(_)) {
+        if matches!(self.state, State::Joining { .. }) {
             self.state = State::Idle;
         }
     }
@@ -199,11 +203,11 @@ impl Repair {
     /// Held events of other epochs are left out: most likely they are late ones of an epoch that the stream has left. If they
     /// are of a new one, what is published next shows it.
     pub fn joined(&mut self, head: Option<Position>, now: Moment, outputs: &mut Vec<Output>) {
-        let State::Joining(held) = &mut self.state else {
+        let State::Joining { held, claimed } = &mut self.state else {
             // An answer that comes twice changes nothing.
             return;
         };
-        let held = std::mem::take(held);
+        let (held, claimed) = (std::mem::take(held), claimed.take());
         self.state = State::Live { link: Link::at(head), hole: None };
         for (epoch, events) in held.epochs {
             if head.is_none_or(|head| head.epoch == epoch) {
@@ -211,6 +215,9 @@ impl Repair {
                     self.receive(&event, Way::Gossip, now, outputs);
                 }
             }
+        }
+        if let Some(claimed) = claimed {
+            self.claimed(claimed, now);
         }
     }
 
@@ -222,7 +229,7 @@ impl Repair {
     pub fn position(&self) -> Option<Position> {
         match &self.state {
             State::Live { link, .. } => link.last(),
-            State::Idle | State::Joining(_) => None,
+            State::Idle | State::Joining { .. } => None,
         }
     }
 
@@ -240,7 +247,7 @@ impl Repair {
     pub fn held(&self) -> usize {
         match &self.state {
             State::Idle => 0,
-            State::Joining(held) => held.count,
+            State::Joining { held, .. } => held.count,
             State::Live { hole, .. } => hole.as_ref().map_or(0, |hole| hole.held.count),
         }
     }
@@ -249,7 +256,7 @@ impl Repair {
     pub fn receive(&mut self, event: &Event, way: Way, now: Moment, outputs: &mut Vec<Output>) -> Received {
         match &mut self.state {
             State::Idle => Received::Ignored,
-            State::Joining(held) => held.keep_newest(event),
+            State::Joining { held, .. } => held.keep_newest(event),
             State::Live { link, hole } => match link.judge(event) {
                 Verdict::Duplicate => Received::Duplicate,
                 verdict @ (Verdict::Next | Verdict::Reset { .. }) => {
@@ -266,6 +273,11 @@ impl Repair {
                     let hole = hole.get_or_insert_with(|| Box::new(Hole::new(now)));
                     if hole.forgiven.is_some() && way == Way::Feed {
                         hole.forgiven = None;
+                        if hole.held.has_older(link, event.position()) {
+                            // The server's oldest event is newer than what is held here: that goes first.
+                            hole.tell_and_go_on(link, outputs);
+                            return self.receive(event, way, now, outputs);
+                        }
                         outputs.push(Output::Gap { after });
                         deliver_after_gap(link, event.clone(), outputs);
                         hole.progress(link, way, outputs);
@@ -279,9 +291,19 @@ impl Repair {
 
     /// Somebody says that the stream stands at `head`. If that is further than here, it will be fetched.
     pub fn claimed(&mut self, head: Position, now: Moment) {
-        let State::Live { link, hole } = &mut self.state else { return };
-        if is_newer(link, head) {
-            hole.get_or_insert_with(|| Box::new(Hole::new(now))).claim(head);
+        match &mut self.state {
+            State::Idle => {}
+            // Whoever answers where the stream stands may know less.
+            State::Joining { claimed, .. } => {
+                if claimed.is_none_or(|known| is_further(known, head)) {
+                    *claimed = Some(head);
+                }
+            }
+            State::Live { link, hole } => {
+                if is_newer(link, head) {
+                    hole.get_or_insert_with(|| Box::new(Hole::new(now))).claim(head);
+                }
+            }
         }
     }
 
@@ -337,9 +359,14 @@ impl Repair {
     fn hole(&self) -> Option<&Hole> {
         match &self.state {
             State::Live { hole, .. } => hole.as_deref(),
-            State::Idle | State::Joining(_) => None,
+            State::Idle | State::Joining { .. } => None,
         }
     }
+}
+
+/// Whether a claim says more than one before.
+fn is_further(known: Position, claimed: Position) -> bool {
+    known.epoch != claimed.epoch || known.sequence < claimed.sequence
 }
 
 /// Whether a position is one that the stream has not come to.
@@ -391,8 +418,7 @@ impl Hole {
 
     /// Notes that the stream stands at least here.
     fn claim(&mut self, head: Position) {
-        let further = |known: Position| known.epoch != head.epoch || known.sequence < head.sequence;
-        if self.claimed.is_none_or(further) {
+        if self.claimed.is_none_or(|known| is_further(known, head)) {
             self.claimed = Some(head);
         }
     }
@@ -653,6 +679,14 @@ impl Held {
     fn oldest(&self, link: &Link) -> Option<Position> {
         let at = self.oldest_epoch(link);
         Some(Position { epoch: self.epochs.get(at)?.0, sequence: self.first(at)? })
+    }
+
+    /// Whether something held comes before an event of a feed.
+    fn has_older(&self, link: &Link, event: Position) -> bool {
+        self.oldest(link).is_some_and(|held| {
+            let of_this_epoch = link.last().is_some_and(|last| last.epoch == held.epoch);
+            if held.epoch == event.epoch { held.sequence < event.sequence } else { of_this_epoch }
+        })
     }
 
     fn pop_oldest(&mut self, link: &Link) -> Option<Event> {

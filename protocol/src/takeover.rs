@@ -39,7 +39,8 @@ use std::{
 
 use self::{lag::Lag, pace::Pace};
 use crate::{
-    Batch, Event, Moment, Position, PublisherKey, StreamName, Topic, batch::MAX_BATCH_HEADS, rank::ranked,
+    Batch, Epoch, Event, Moment, Position, Previous, PublisherKey, StreamName, Topic, batch::MAX_BATCH_HEADS,
+    rank::ranked,
 };
 
 /// Events in one batch at most: far below what a receiver accepts, so that a backlog goes out in portions between which
@@ -76,6 +77,9 @@ const MOST_LENGTHENED: u32 = 3;
 
 /// How often a stream's head is told after its last event, at intervals that double.
 const TELLINGS: u8 = 8;
+
+/// Epochs remembered per stream. As in [`crate::sequencer`].
+const LEFT_EPOCHS: usize = 8;
 
 /// Heads that will be due so soon are told with those that are.
 const HEAD_SLACK: Duration = Duration::from_millis(250);
@@ -133,6 +137,8 @@ pub struct Standing {
     /// Events held that have neither been published nor seen.
     pub unpublished: usize,
     pub streams: usize,
+    /// The stream that moved last, and its head.
+    pub newest: Option<(StreamName, Position)>,
 }
 
 /// What this peer has still to publish or to see published.
@@ -201,7 +207,13 @@ struct Lane {
 struct StreamState {
     source: Option<SourceId>,
     /// The newest that was published or seen, or replayed at the start.
-    head: Position,
+    head: Option<Position>,
+    /// Epochs that `head` has left. What comes of them later is old.
+    left: Vec<Epoch>,
+    /// The newest epoch that this peer has sequenced itself.
+    own: Option<Epoch>,
+    /// The newest position that a better rank has published or told.
+    heard: Option<Position>,
     /// When that was.
     since: Moment,
     /// How often the head was told since then.
@@ -258,10 +270,7 @@ impl Publisher {
         let topic = Topic::spanning(&event.stream);
         let new = self.add_lane(source, &topic);
         let state = self.topics.get_mut(&topic)?;
-        let covered = state.streams.get_mut(&event.stream).is_some_and(|stream| {
-            stream.source = Some(source);
-            covers(stream.head, &event)
-        });
+        let covered = state.own(source, &event.stream, event.epoch, now).covers(&event);
         let lane = state.lanes.get_mut(&source)?;
         if !covered {
             lane.unpublished.push_back((now, event));
@@ -286,7 +295,8 @@ impl Publisher {
         let topic = Topic::spanning(stream);
         let new = self.add_lane(source, &topic);
         let state = self.topics.get_mut(&topic)?;
-        state.note(stream, at, Some(source), now);
+        state.own(source, stream, at.epoch, now);
+        state.note(stream, at, None, now);
         state.schedule(&topic, &mut self.head_due);
         new.then_some(topic)
     }
@@ -300,13 +310,17 @@ impl Publisher {
         peer.heard = Some(now);
         let Some(state) = self.topics.get_mut(&batch.topic) else { return };
         for event in &batch.events {
-            state.note(&event.stream, event.position(), None, now);
+            state.note(&event.stream, event.position(), Some(event.previous), now);
+            state.heard(self.me, batch.publisher, &event.stream, event.position());
+        }
+        for (stream, head) in &batch.heads {
+            state.heard(self.me, batch.publisher, stream, *head);
         }
         state.schedule(&batch.topic, &mut self.head_due);
         let TopicState { lanes, streams, .. } = state;
         for (source, lane) in lanes {
             lane.unpublished.retain(|(since, event)| {
-                let covered = streams.get(&event.stream).is_some_and(|stream| covers(stream.head, event));
+                let covered = streams.get(&event.stream).is_some_and(|stream| stream.covers(event));
                 if covered {
                     peer.lag.note(now.since(*since));
                 }
@@ -315,9 +329,7 @@ impl Publisher {
             if lane.unpublished.is_empty() {
                 self.waiting.remove(&(*source, batch.topic.clone()));
             }
-            let better =
-                lane.order.iter().take_while(|key| **key != self.me).any(|key| *key == batch.publisher);
-            if lane.took_over && better {
+            if lane.took_over && lane.ranks_before(batch.publisher, self.me) {
                 lane.took_over = false;
                 lane.flush_until = Some(now);
                 self.counts.yields += 1;
@@ -390,7 +402,7 @@ impl Publisher {
     /// The newest position of a stream that was published, seen or replayed.
     pub fn head(&self, stream: &StreamName) -> Option<Position> {
         let state = self.topics.get(&Topic::spanning(stream))?;
-        state.streams.get(stream).map(|stream| stream.head)
+        state.streams.get(stream).and_then(|stream| stream.head)
     }
 
     /// Topics that this peer leads, of those it has events of.
@@ -408,6 +420,11 @@ impl Publisher {
                 leads: lane.leads(self.me),
                 unpublished: lane.unpublished.len(),
                 streams: state.streams.len(),
+                newest: state
+                    .streams
+                    .iter()
+                    .max_by_key(|(_, stream)| stream.since)
+                    .and_then(|(name, stream)| Some((name.clone(), stream.head?))),
             })
         })
     }
@@ -480,7 +497,7 @@ impl Publisher {
         let better = lane.order[..rank].iter().filter_map(|key| self.peers.get(key));
         let heard = better.filter_map(|peer| peer.heard).max();
         let leader = lane.order.first().and_then(|leader| self.peers.get(leader));
-        let late = self.lateness() * 4;
+        let late = self.late.map_or(Duration::ZERO, |(_, late)| late.min(FROZEN)) * 4;
         let rank = u32::try_from(rank).unwrap_or(u32::MAX);
         let silent = heard.map_or(oldest, |heard| heard.max(oldest)) + self.timeout(leader) * rank + late;
         let usual = leader.map_or(Duration::ZERO, |leader| leader.lag.p99());
@@ -495,8 +512,10 @@ impl Publisher {
         bounded * leader.map_or(1, |leader| 1 << leader.lengthened)
     }
 
-    fn lateness(&self) -> Duration {
-        self.late.map_or(Duration::ZERO, |(_, late)| late.min(FROZEN))
+    /// How late its own loop was lately, at most [`FROZEN`].
+    pub fn lateness(&self, now: Moment) -> Duration {
+        let counts = self.late.filter(|(at, _)| now.since(*at) <= LATE_COUNTS);
+        counts.map_or(Duration::ZERO, |(_, late)| late.min(FROZEN))
     }
 
     /// Decides up to when events of a lane that is due go out; a follower takes over.
@@ -538,7 +557,7 @@ impl Publisher {
         state.counter += 1;
         let counter = state.counter;
         for event in &events {
-            state.note(&event.stream, event.position(), Some(source), now);
+            state.note(&event.stream, event.position(), Some(event.previous), now);
         }
         state.schedule(topic, &mut self.head_due);
         Some(Batch {
@@ -589,20 +608,31 @@ impl Peer {
 }
 
 impl TopicState {
-    /// Notes that a stream has come to a position.
-    fn note(&mut self, name: &StreamName, at: Position, source: Option<SourceId>, now: Moment) {
-        let Some(stream) = self.streams.get_mut(name) else {
-            let stream = StreamState { source, head: at, since: now, told: 0, listed: true };
-            self.streams.insert(name.clone(), stream);
-            self.quiet.insert((now, name.clone()));
-            return;
+    /// The state of a stream of which this peer has sequenced an event.
+    fn own(&mut self, source: SourceId, name: &StreamName, epoch: Epoch, now: Moment) -> &mut StreamState {
+        let stream = self.streams.entry(name.clone()).or_insert_with(|| StreamState::new(now));
+        stream.source = Some(source);
+        stream.own = Some(epoch);
+        stream
+    }
+
+    /// Notes that a stream has come to a position, by an event that says what was before it.
+    fn note(&mut self, name: &StreamName, at: Position, previous: Option<Previous>, now: Moment) {
+        let stream = match self.streams.get_mut(name) {
+            Some(stream) => stream,
+            None => self.streams.entry(name.clone()).or_insert_with(|| StreamState::new(now)),
         };
-        stream.source = source.or(stream.source);
-        // Another publisher may send again what was sent already; a new epoch always counts.
-        if stream.head.epoch == at.epoch && stream.head.sequence >= at.sequence {
+        // Another publisher may send again what was sent already.
+        if !stream.is_news(at, previous) {
             return;
         }
-        stream.head = at;
+        if let Some(head) = stream.head.filter(|head| head.epoch != at.epoch) {
+            if stream.left.len() == LEFT_EPOCHS {
+                stream.left.remove(0);
+            }
+            stream.left.push(head.epoch);
+        }
+        stream.head = Some(at);
         stream.since = now;
         stream.told = 0;
         if !stream.listed {
@@ -611,10 +641,23 @@ impl TopicState {
         }
     }
 
+    /// Notes that another publisher knows of a position. Only a better rank counts: so among those who know, the best
+    /// ranked tells it.
+    fn heard(&mut self, me: PublisherKey, publisher: PublisherKey, name: &StreamName, at: Position) {
+        let Some(stream) = self.streams.get_mut(name) else { return };
+        let lane = stream.source.and_then(|source| self.lanes.get(&source));
+        if lane.is_some_and(|lane| lane.ranks_before(publisher, me)) {
+            let older = |known: Position| known.epoch != at.epoch || known.sequence < at.sequence;
+            if stream.heard.is_none_or(older) {
+                stream.heard = Some(at);
+            }
+        }
+    }
+
     /// Begins anew to tell the heads of a source's streams, as if their last events had been at `since`.
     fn tell_again(&mut self, source: SourceId, since: Moment) {
         for (name, stream) in &mut self.streams {
-            if stream.source == Some(source) {
+            if stream.source == Some(source) && stream.head.is_some() {
                 (stream.since, stream.told) = (since, 0);
                 if !stream.listed {
                     stream.listed = true;
@@ -642,7 +685,8 @@ impl TopicState {
         }
     }
 
-    /// The heads to tell now; those of lanes that others lead count as told.
+    /// The heads to tell now. Those of lanes that others lead count as told, but for what no better rank seems to know: a leader
+    /// that started without a state has not read what was before.
     fn due_heads(&mut self, me: PublisherKey, now: Moment, every: Duration) -> Vec<(StreamName, Position)> {
         let soon = now + HEAD_SLACK.min(every / 2);
         let mut heads = Vec::new();
@@ -657,8 +701,9 @@ impl TopicState {
                 continue;
             }
             let lane = stream.source.and_then(|source| self.lanes.get(&source));
-            if lane.is_some_and(|lane| lane.leads(me)) {
-                heads.push((name.clone(), stream.head));
+            let ranks = lane.is_some_and(|lane| lane.order.contains(&me));
+            if lane.is_some_and(|lane| lane.leads(me)) || ranks && !stream.is_heard() {
+                heads.extend(stream.head.map(|head| (name.clone(), head)));
             }
             stream.told += 1;
             stream.listed = stream.told < TELLINGS;
@@ -676,6 +721,11 @@ fn telling(every: Duration, told: u8) -> Duration {
 }
 
 impl Lane {
+    /// Whether a peer is ranked better than this one.
+    fn ranks_before(&self, peer: PublisherKey, me: PublisherKey) -> bool {
+        self.order.iter().take_while(|key| **key != me).any(|key| *key == peer)
+    }
+
     fn leads(&self, me: PublisherKey) -> bool {
         self.took_over || self.order.first() == Some(&me)
     }
@@ -695,9 +745,47 @@ impl Lane {
     }
 }
 
-/// Whether a stream that stands at `head` has had this event.
-fn covers(head: Position, event: &Event) -> bool {
-    head.epoch == event.epoch && head.sequence >= event.sequence
+impl StreamState {
+    fn new(now: Moment) -> Self {
+        Self {
+            source: None,
+            head: None,
+            left: Vec::new(),
+            own: None,
+            heard: None,
+            since: now,
+            told: 0,
+            listed: false,
+        }
+    }
+
+    /// Whether a better rank knows of the head.
+    fn is_heard(&self) -> bool {
+        let passes =
+            |head: Position, heard: Position| heard.epoch == head.epoch && heard.sequence >= head.sequence;
+        self.head.is_none_or(|head| self.heard.is_some_and(|heard| passes(head, heard)))
+    }
+
+    /// Whether this event need not be published any more.
+    fn covers(&self, event: &Event) -> bool {
+        let passed = |head: Position| head.epoch == event.epoch && head.sequence >= event.sequence;
+        self.head.is_some_and(passed) || self.left.contains(&event.epoch)
+    }
+
+    /// Whether a position is further than the head. Of two epochs, which is the newer is known by the order in which this
+    /// peer read them, and by an event that says which epoch it follows; a publisher that fell behind goes on in an old
+    /// one, and must not turn the stream back.
+    fn is_news(&self, at: Position, previous: Option<Previous>) -> bool {
+        let Some(head) = self.head else { return true };
+        if head.epoch == at.epoch {
+            return at.sequence > head.sequence;
+        }
+        if self.left.contains(&at.epoch) {
+            return false;
+        }
+        let follows = matches!(previous, Some(Previous::Reset { after }) if after.epoch == head.epoch);
+        follows || self.own.is_none_or(|own| own == at.epoch)
+    }
 }
 
 /// The readers of a source in the order in which they may lead a topic.

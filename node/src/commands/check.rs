@@ -25,10 +25,11 @@ impl Check {
         }
         if let Some(role) = &config.ingest {
             for source in &role.sources {
-                let routes = role.routes.iter().filter(|route| route.source == source.name).count();
+                let name = &source.source.name;
+                let routes = role.routes.iter().filter(|route| route.source == *name).count();
                 let routes =
                     if routes == 0 { "records pass as they are".into() } else { format!("{routes} routes") };
-                println!("  source   {}: {routes}", source.name);
+                println!("  source   {name}: {routes}");
             }
         }
         println!("  operator http://{}", config.ops.listen);

@@ -5,13 +5,14 @@ use std::{
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::Context;
 use futures_util::future::join_all;
 use tickmesh::{
     app::{self, Bound, Running},
-    config::{Config, IngestRole},
+    config::{Config, IngestRole, SourceRole},
     edge, ingest,
     mesh::{self, Identity, NetworkKey},
     ops::{self, metrics::now_us},
@@ -134,12 +135,17 @@ impl Demo {
                 ..edge::Config::default()
             }),
             ingest: peer.ingest.then(|| IngestRole {
-                ingest: ingest::Config::default(),
-                sources: vec![source::Config {
-                    name: "market".into(),
-                    kind: source::Kind::Embedded(source::embedded::Config { setting: market.clone() }),
+                // The market opens with the demo: nobody knows more than its log.
+                ingest: ingest::Config { ask_siblings: Duration::ZERO, ..ingest::Config::default() },
+                sources: vec![SourceRole {
+                    source: source::Config {
+                        name: "market".into(),
+                        kind: source::Kind::Embedded(source::embedded::Config { setting: market.clone() }),
+                    },
+                    tiers: ingest::Tiers::default(),
                 }],
                 routes: Vec::new(),
+                checkpoint_file: None,
             }),
             ops: ops::Config { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), ..ops::Config::default() },
         };

@@ -1,4 +1,4 @@
-//! The pages of an operator: `/metrics`, `/healthz`, `/readyz`, `/dead-letters`.
+//! The pages of an operator: `/metrics`, `/healthz`, `/readyz`, `/dead-letters`, `/mesh`.
 
 use axum::{
     Json, Router,
@@ -11,13 +11,15 @@ use axum::{
 use super::{health::Health, metrics::Registry};
 
 /// Everything an operator may see.
-pub fn router<L>(registry: Registry, health: Health, dead_letters: L) -> Router
+pub fn router<L, M>(registry: Registry, health: Health, dead_letters: L, mesh: M) -> Router
 where
     L: Fn() -> serde_json::Value + Clone + Send + Sync + 'static,
+    M: Fn() -> serde_json::Value + Clone + Send + Sync + 'static,
 {
     Router::new()
         .route("/metrics", get(metrics).with_state(registry))
         .route("/dead-letters", get(move || async move { Json(dead_letters()) }))
+        .route("/mesh", get(move || async move { Json(mesh()) }))
         .merge(health_router(health))
 }
 

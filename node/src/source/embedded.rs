@@ -35,7 +35,7 @@ pub use self::{
     market::{Collector, Market, Setting, USERS, Want, Written},
 };
 use super::{
-    LogReader, ReadError, Record, Source, SourceEvent,
+    LogReader, ReadError, Record, Source, SourceEvent, Starts, Stretch,
     metrics::{Figures, SourceMetrics},
 };
 use crate::ops::{health::Condition, metrics::now_us};
@@ -53,6 +53,8 @@ const MAX_BATCH_RECORDS: usize = 512;
 const MAX_READ_POSITIONS: u64 = 100_000;
 /// Ticks worked out between two looks at whether to stop.
 const CATCH_UP_TICKS: u64 = 2_000;
+/// Ticks worked out at once when reading live: a few milliseconds, as other tasks wait meanwhile.
+const STEP_TICKS: u64 = 200;
 /// Longest sleep: how late a wall clock that was set forward is noticed.
 const MAX_SLEEP: Duration = Duration::from_secs(1);
 
@@ -96,13 +98,14 @@ fn number_of(partition: usize) -> u32 {
 impl Source for Embedded {
     fn run(
         self: Box<Self>,
+        starts: Starts,
         output: mpsc::Sender<SourceEvent>,
         stop: CancellationToken,
     ) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = self.read_live(output) => {}
+                () = self.read_live(&starts, output) => {}
             }
         })
     }
@@ -117,34 +120,41 @@ struct Reader(Arc<Log>);
 
 impl Embedded {
     /// Ends when nobody listens any more.
-    async fn read_live(&self, output: mpsc::Sender<SourceEvent>) {
-        let Some(mut market) = self.catch_up().await else { return };
+    async fn read_live(&self, starts: &Starts, output: mpsc::Sender<SourceEvent>) {
+        let Some(now) = self.catch_up().await else { return };
         self.condition.ready();
         self.figures.brokers_up.set(1);
         self.figures.partitions.set(i64::try_from(self.log.epochs.len()).unwrap_or(i64::MAX));
-        for (epoch, position) in self.log.epochs.iter().zip(market.positions()) {
-            let begin = SourceEvent::Begin { epoch: *epoch, position: *position };
+        let mut cursor = self.log.cursor(now, starts);
+        // Nobody listens any more if one of the following cannot be sent.
+        for begin in self.log.begins(&cursor.next) {
             if output.send(begin).await.is_err() {
                 return;
             }
         }
+        let mut reached = false;
         loop {
-            let mut collector = Collector::new(Want::Everything);
-            while market.next_ms() <= now_us() / 1000 && collector.records.len() < MAX_BATCH_RECORDS {
-                market.step(&mut collector);
-                self.log.history.offer(&market);
-            }
-            if collector.records.is_empty() {
-                let next =
-                    Duration::from_micros(market.next_ms().saturating_mul(1000).saturating_sub(now_us()));
-                tokio::time::sleep(next.min(MAX_SLEEP)).await;
-                continue;
-            }
-            let records: Vec<Record> =
-                collector.records.into_iter().filter_map(|written| self.log.record(written)).collect();
+            let (records, at_end) = self.log.step(&mut cursor);
+            let nothing = records.is_empty();
             self.figures.records.inc_by(records.len() as u64);
-            if output.send(SourceEvent::Records(records)).await.is_err() {
+            if !nothing && output.send(SourceEvent::Records(records)).await.is_err() {
                 return;
+            }
+            if at_end && !reached {
+                reached = true;
+                for event in self.log.reached(&cursor.next) {
+                    if output.send(event).await.is_err() {
+                        return;
+                    }
+                }
+            }
+            if at_end {
+                let next_us = cursor.market.next_ms().saturating_mul(1000);
+                let next = Duration::from_micros(next_us.saturating_sub(now_us()));
+                tokio::time::sleep(next.min(MAX_SLEEP)).await;
+            } else if nothing {
+                // Long stretches may be skipped, on the way to where reading goes on.
+                tokio::task::yield_now().await;
             }
         }
     }
@@ -174,20 +184,86 @@ impl Embedded {
     }
 }
 
+/// Live reading: the market, and the position that comes next in each partition.
+struct Cursor {
+    market: Market,
+    next: Vec<u64>,
+}
+
 impl Log {
+    /// Reading goes on where `starts` says, and elsewhere with what comes from now on. Since the market is a function of
+    /// the time, its log never loses anything; a place that lies ahead of the clock is waited for.
+    fn cursor(&self, now: Market, starts: &Starts) -> Cursor {
+        let known = |(epoch, next): (&Epoch, &u64)| starts.of(*epoch).map_or(*next, |place| place.position);
+        let next: Vec<u64> = self.epochs.iter().zip(now.positions()).map(known).collect();
+        let mut market = now;
+        for (partition, position) in next.iter().enumerate() {
+            if market.positions().get(partition).is_some_and(|at| position < at)
+                && let Some(earlier) = self.history.before(partition, *position)
+                && earlier.tick() < market.tick()
+            {
+                market = earlier;
+            }
+        }
+        Cursor { market, next }
+    }
+
+    fn begins(&self, next: &[u64]) -> impl Iterator<Item = SourceEvent> {
+        self.epochs.iter().zip(next).enumerate().map(|(partition, (epoch, position))| SourceEvent::Begin {
+            topic: self.topic.clone(),
+            partition: number_of(partition),
+            epoch: *epoch,
+            position: *position,
+            first: *position == 0,
+            term: None,
+        })
+    }
+
+    fn reached(&self, next: &[u64]) -> impl Iterator<Item = SourceEvent> {
+        let reached =
+            |(epoch, position): (&Epoch, &u64)| SourceEvent::Reached { epoch: *epoch, position: *position };
+        self.epochs.iter().zip(next).map(reached)
+    }
+
+    /// Works out the market for some records or ticks. Gives what is to be handed on, and whether that is all there is
+    /// up to now.
+    fn step(&self, cursor: &mut Cursor) -> (Vec<Record>, bool) {
+        let mut collector = Collector::new(Want::Everything);
+        let market = &mut cursor.market;
+        for _ in 0..STEP_TICKS {
+            if market.next_ms() > now_us() / 1000 || collector.records.len() >= MAX_BATCH_RECORDS {
+                break;
+            }
+            market.step(&mut collector);
+            self.history.offer(market);
+        }
+        let at_end = market.next_ms() > now_us() / 1000;
+        let mut records = Vec::with_capacity(collector.records.len());
+        for written in collector.records {
+            // What comes before the place where reading goes on has been read by others.
+            let next = cursor.next.get_mut(written.partition).filter(|next| **next <= written.position);
+            if let (Some(next), Some(record)) = (next, self.record(written)) {
+                *next = record.position + 1;
+                records.push(record);
+            }
+        }
+        (records, at_end)
+    }
+
     fn record(&self, written: Written) -> Option<Record> {
         Some(Record {
             topic: self.topic.clone(),
             partition: number_of(written.partition),
             position: written.position,
             epoch: *self.epochs.get(written.partition)?,
+            term: None,
             value: Bytes::from(written.value),
             engine_time_us: written.time_ms.saturating_mul(1000),
         })
     }
 
     /// Writes a range again, as far as its time has come.
-    fn write_again(&self, partition: usize, from: u64, until: u64) -> Option<Vec<Record>> {
+    fn write_again(&self, partition: usize, from: u64, until: u64) -> Option<Stretch> {
         let mut market = self.history.before(partition, from)?;
         let mut collector = Collector::new(Want::Range { partition, from, until });
         let now_ms = now_us() / 1000;
@@ -197,7 +273,12 @@ impl Log {
             market.step(&mut collector);
             self.history.offer(&market);
         }
-        Some(collector.records.into_iter().filter_map(|written| self.record(written)).collect())
+        let end = market.positions().get(partition).copied()?;
+        Some(Stretch {
+            epoch: *self.epochs.get(partition)?,
+            until: end.min(until).max(from),
+            records: collector.records.into_iter().filter_map(|written| self.record(written)).collect(),
+        })
     }
 }
 
@@ -208,7 +289,7 @@ impl LogReader for Reader {
         partition: u32,
         from: u64,
         until: u64,
-    ) -> BoxFuture<'a, Result<Vec<Record>, ReadError>> {
+    ) -> BoxFuture<'a, Result<Stretch, ReadError>> {
         Box::pin(async move {
             let unavailable =
                 |reason: &str| ReadError::Unavailable { topic: topic.to_owned(), reason: reason.to_owned() };
@@ -217,13 +298,13 @@ impl LogReader for Reader {
                 return Err(ReadError::UnknownPartition { topic: topic.to_owned(), partition });
             };
             if until.saturating_sub(from) > MAX_READ_POSITIONS {
-                return Err(unavailable("the range is too long, read it in pieces"));
+                return Err(ReadError::TooLarge { topic: topic.to_owned() });
             }
             let turn = self.0.reading.acquire().await.map_err(|_| unavailable("the reader has ended"))?;
             let log = self.0.clone();
-            let records = tokio::task::spawn_blocking(move || log.write_again(index, from, until)).await;
+            let stretch = tokio::task::spawn_blocking(move || log.write_again(index, from, until)).await;
             drop(turn);
-            records.ok().flatten().ok_or_else(|| unavailable("the market cannot be worked out"))
+            stretch.ok().flatten().ok_or_else(|| unavailable("the market cannot be worked out"))
         })
     }
 }

@@ -12,8 +12,12 @@ mod config;
 mod context;
 mod describe;
 mod discovery;
+mod numbering;
+mod partitions;
 mod reading;
 mod reread;
+mod scan;
+mod term;
 
 use std::{sync::Arc, time::Duration};
 
@@ -31,7 +35,7 @@ use self::{
     reading::{Output, Reading},
     reread::Reader,
 };
-use super::{LogReader, Source, SourceEvent, metrics::SourceMetrics};
+use super::{LogReader, Source, SourceEvent, Starts, metrics::SourceMetrics};
 use crate::ops::health::Condition;
 
 /// News that may wait for the reading thread. Discovery waits when it is full; it loses nothing by that.
@@ -62,10 +66,12 @@ impl Kafka {
 impl Source for Kafka {
     fn run(
         self: Box<Self>,
+        starts: Starts,
         output: mpsc::Sender<SourceEvent>,
         stop: CancellationToken,
     ) -> BoxFuture<'static, ()> {
         Box::pin(async move {
+            *self.status.starts() = starts;
             let output = Output { events: output, stop, runtime: Handle::current() };
             let (ended, wait) = oneshot::channel::<()>();
             let source = self.status.source.clone();
@@ -93,8 +99,8 @@ impl Source for Kafka {
 fn run_threads(config: &Config, status: &Arc<Status>, output: &Output) {
     while !output.stopped() {
         let (news, newsreader) = mpsc::channel(WAITING_NEWS);
-        // One question at a time; another is asked when it is answered.
-        let (questions, asked) = std::sync::mpsc::sync_channel(1);
+        // One question of each kind at a time; more are asked when it is answered.
+        let (questions, asked) = std::sync::mpsc::sync_channel(2);
         let clients = Discovery::new(config.clone(), status.clone(), news).and_then(|discovery| {
             Ok((discovery, Reading::new(config.clone(), status.clone(), newsreader, questions)?))
         });

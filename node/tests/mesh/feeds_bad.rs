@@ -1,6 +1,9 @@
 //! Peers that ask for too much, say what is no request, or serve what is not to be believed.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use libp2p::{
     PeerId, Stream,
@@ -8,7 +11,7 @@ use libp2p::{
     identity::Keypair,
 };
 use libp2p_stream::IncomingStreams;
-use tickmesh::mesh::{FeedError, Identity, feeds::MAX_FEEDS_PER_PEER};
+use tickmesh::mesh::{FeedError, Identity};
 use tickmesh_protocol::{
     SignedBatch, Topic,
     codec::{MAX_FEED_FRAME_BYTES, MAX_FEED_REQUEST_BYTES, encode_feed_frame, encode_feed_request},
@@ -33,56 +36,57 @@ fn served(node: &Node) -> u64 {
 async fn a_thousand_requests_for_everything_do_not_keep_others_from_being_served() {
     const PEERS: usize = 5;
     const EACH: usize = 200;
-    let network = Network::new(1);
+    // Fewer than usual: 256 KiB that Yamux takes for each cost a debug build dearly.
+    const OPEN: usize = 4;
+    let mut network = Network::new(1);
+    network.feeds.per_peer = OPEN;
     let (publisher, edge) = pair(&network).await;
     let key = publisher.identity.publisher();
-    // Four MiB.
-    publisher.store.add(&stream("trades.btc_usdt"), 1_000, 4_096);
+    // Two MiB.
+    publisher.store.add(&stream("trades.btc_usdt"), 500, 4_096);
     publisher.store.add(&stream("trades.eth_usdt"), 100, 100);
     let (mut peers, mut asking) = (Vec::new(), Vec::new());
     for _ in 0..PEERS {
-        peers.push(Raw::connect(&network.key, publisher.address()).await);
-    }
-    for peer in &peers {
-        for number in 0..EACH {
-            let mut stream = peer.ask(&everything("trades.btc_usdt")).await;
+        let peer = Arc::new(Raw::connect(&network.key, publisher.address()).await);
+        for _ in 0..EACH {
+            let peer = peer.clone();
             asking.push(tokio::spawn(async move {
-                let first = next_frame(&mut stream).await;
-                // Some go on reading, some stop and keep what they have.
-                if number % 50 == 0 {
-                    let mut pages = 0;
-                    while next_frame(&mut stream).await.is_some() {
-                        pages += 1;
-                    }
-                    assert!(pages > 20, "{pages}");
-                }
-                (first, stream)
+                let mut stream = peer.ask(&everything("trades.btc_usdt")).await;
+                (next_frame(&mut stream).await, stream)
             }));
         }
+        peers.push(peer);
     }
+    wait_until("as many feeds as may be", || served(&publisher) == (PEERS * OPEN) as u64).await;
     // In the middle of all that:
     let (events, _) = read_all(&mut ask(&edge, key, request("trades.eth_usdt", Some(89), false)).await).await;
     assert_eq!(events.len(), 10);
-    assert!(served(&publisher) > PEERS as u64, "the others are still at it");
+    assert_eq!(served(&publisher), (PEERS * OPEN) as u64, "the others are still at it");
     let (mut pages, mut busy, mut reset, mut kept) = (0, 0, 0, Vec::new());
     for task in asking {
         let (first, stream) = within("an answer of some kind", task).await.unwrap();
         match first {
-            Some(FeedFrame::Page(_)) => pages += 1,
+            Some(FeedFrame::Page(_)) => {
+                pages += 1;
+                kept.push(stream);
+            }
             Some(FeedFrame::Refused { reason }) => busy += usize::from(reason.contains("busy")),
             None => reset += 1,
             other => panic!("{other:?}"),
         }
-        kept.push(stream);
     }
     println!("{pages} served, {busy} told that it is busy, {reset} reset");
-    assert_eq!(pages + busy + reset, PEERS * EACH);
-    assert!(pages >= PEERS * MAX_FEEDS_PER_PEER, "{pages}");
+    assert_eq!((pages, pages + busy + reset), (PEERS * OPEN, PEERS * EACH));
     assert!(publisher.store.most_preparing.load(Ordering::SeqCst) <= 4);
-    assert!(served(&publisher) <= (PEERS * MAX_FEEDS_PER_PEER) as u64);
-    // Those that took nothing were given no more than fits on the way to them.
+    // Those that take no more were given no more than fits on the way to them.
     let calls = publisher.store.calls.load(Ordering::SeqCst);
-    assert!(calls < PEERS * MAX_FEEDS_PER_PEER * 40, "{calls} pages prepared");
+    assert!(calls <= 1 + PEERS * OPEN * 5, "{calls} pages prepared");
+    // One that goes on reading gets all there is.
+    let mut last = None;
+    while let Some(frame) = next_frame(&mut kept[0]).await {
+        last = Some(frame);
+    }
+    assert_eq!(last, Some(FeedFrame::End { streams: vec![] }));
     drop((kept, peers));
     wait_until("the end of all feeds", || served(&publisher) == 0).await;
 }
@@ -126,7 +130,7 @@ async fn feeds_are_bounded_in_all_but_not_for_publishers() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_request_is_refused_and_forgotten() {
     let mut network = Network::new(1);
-    network.feeds.request = Duration::from_millis(300);
+    network.feeds.request = Duration::from_secs(2);
     let (publisher, edge) = pair(&network).await;
     publisher.store.add(&stream("trades.btc_usdt"), 10, 100);
     let peer = Raw::connect(&network.key, publisher.address()).await;
@@ -157,7 +161,7 @@ async fn what_is_no_request_is_refused_and_forgotten() {
     assert_eq!(next_frame(&mut ended).await, None);
     let mut silent = peer.say(cut).await;
     assert_eq!(next_frame(&mut silent).await, None);
-    wait_until("both to be counted", || (count("gone"), count("slow")) == (1, 1)).await;
+    wait_until("both to be counted", || count("gone") + count("slow") == 2 && count("slow") > 0).await;
     // A live feed whose reader says more than its request.
     let mut talking = peer.ask(&request("trades.btc_usdt", None, true)).await;
     assert!(matches!(next_frame(&mut talking).await, Some(FeedFrame::Page(_))));

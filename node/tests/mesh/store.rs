@@ -112,7 +112,12 @@ impl Store {
         if cursor.all {
             for name in inner.streams.keys().filter(|name| cursor.topic.carries(name)) {
                 if !cursor.streams.iter().any(|of| of.name == *name) {
-                    cursor.streams.push(CursorStream { name: name.clone(), after: None, end: None });
+                    cursor.streams.push(CursorStream {
+                        name: name.clone(),
+                        after: None,
+                        end: None,
+                        scanned: None,
+                    });
                 }
             }
         }

@@ -113,11 +113,39 @@ impl KafkaBroker {
         format!("127.0.0.1:{}", self.port)
     }
 
+    /// The process of the broker, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
     /// Ends the broker at once (SIGKILL), as a machine that fails does.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().expect("the broker can be killed");
             child.wait().expect("the broker ends");
+        }
+    }
+
+    /// Takes from a partition what is at or after an offset, as a disk does that did not keep what was acknowledged. The
+    /// broker must be down.
+    pub fn cut_log(&self, topic: &str, partition: i32, offset: u64) {
+        assert!(self.child.is_none(), "the broker is running");
+        let folder = self.directory.path().join(format!("data/{topic}-{partition}"));
+        let path = folder.join("00000000000000000000.log");
+        let log = fs::read(&path).expect("the first segment of the log");
+        let mut at = 0;
+        // Each batch begins with the offset of its first record and the length of what follows, big-endian.
+        while at < log.len() {
+            let first = u64::from_be_bytes(log[at..at + 8].try_into().unwrap());
+            if first >= offset {
+                break;
+            }
+            at += 12 + usize::try_from(u32::from_be_bytes(log[at + 8..at + 12].try_into().unwrap())).unwrap();
+        }
+        assert!(at < log.len(), "nothing at or after {offset}");
+        fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(at as u64).expect("a shorter log");
+        for index in ["index", "timeindex"] {
+            let _ = fs::remove_file(folder.join(format!("00000000000000000000.{index}")));
         }
     }
 

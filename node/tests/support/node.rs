@@ -1,16 +1,19 @@
 //! Peers as processes: writes a configuration, starts `tickmesh run`, learns the ports from its log, stops it.
 
+#![allow(dead_code, reason = "each integration test takes in this file and uses a part of it")]
+
 use std::{
-    fs,
-    io::{BufRead, BufReader},
+    fs::{self, File},
+    io::{BufRead, BufReader, Write},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc::{Receiver, sync_channel},
     thread,
     time::{Duration, Instant},
 };
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -28,8 +31,18 @@ pub struct Role<'a> {
     pub region: &'a str,
     /// `["ingest"]`, `["edge"]` or both, as TOML.
     pub roles: &'a str,
+    pub ports: Ports,
+    /// Further keys of `[node]`, as TOML.
+    pub node: &'a str,
     /// Further sections of the configuration, as TOML.
     pub more: &'a str,
+}
+
+/// Where a peer listens on 127.0.0.1; zero is any free port, another one at each start.
+#[derive(Clone, Copy, Default)]
+pub struct Ports {
+    pub edge: u16,
+    pub mesh: u16,
 }
 
 /// A running peer. Killed when dropped.
@@ -54,11 +67,7 @@ impl Network {
     }
 
     fn tickmesh(&self, arguments: &[&str]) -> String {
-        let output = Command::new(env!("CARGO_BIN_EXE_tickmesh"))
-            .args(arguments)
-            .current_dir(self.folder.path())
-            .output()
-            .unwrap();
+        let output = Command::new(binary()).args(arguments).current_dir(self.folder.path()).output().unwrap();
         assert!(
             output.status.success(),
             "tickmesh {arguments:?}: {}",
@@ -69,29 +78,45 @@ impl Network {
 
     /// Starts a peer that believes `publishers` and dials `bootstrap`.
     pub fn start(&self, role: &Role<'_>, publishers: &[String], bootstrap: &[String]) -> Node {
-        let Role { name, region, roles, more } = role;
-        let edge = if roles.contains("edge") { "[edge]\nlisten = \"127.0.0.1:0\"\nshards = 2\n" } else { "" };
+        let Role { name, region, roles, ports, node, more } = role;
+        let edge = if roles.contains("edge") {
+            format!("[edge]\nlisten = \"127.0.0.1:{}\"\nshards = 2\n", ports.edge)
+        } else {
+            String::new()
+        };
         let text = format!(
-            "[node]\nname = {name:?}\nregion = {region:?}\nroles = {roles}\n\
+            "[node]\nname = {name:?}\nregion = {region:?}\nroles = {roles}\n{node}\
              [ops]\nlisten = \"127.0.0.1:0\"\nlog_format = \"json\"\n{edge}\
-             [mesh]\nlisten = [\"/ip4/127.0.0.1/tcp/0\"]\nkey_file = \"{name}.key\"\n\
-             publishers = {publishers:?}\nbootstrap = {bootstrap:?}\n{more}"
+             [mesh]\nlisten = [\"/ip4/127.0.0.1/tcp/{}\"]\nkey_file = \"{name}.key\"\n\
+             publishers = {publishers:?}\nbootstrap = {bootstrap:?}\n{more}",
+            ports.mesh
         );
         let config = self.folder.path().join(format!("{name}.toml"));
         fs::write(&config, text).unwrap();
         Node::start(config)
     }
+
+    /// Where the configurations, keys and logs of its peers are.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+/// The program under test: what cargo built, or what `TICKMESH_TEST_BIN` names, such as a release build.
+fn binary() -> PathBuf {
+    std::env::var_os("TICKMESH_TEST_BIN").map_or_else(|| env!("CARGO_BIN_EXE_tickmesh").into(), PathBuf::from)
 }
 
 impl Node {
     fn start(config: PathBuf) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_tickmesh"))
+        let mut child = Command::new(binary())
             .args(["run", "--config"])
             .arg(&config)
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let lines = lines_of(&mut child);
+        let log = File::options().create(true).append(true).open(config.with_extension("log")).unwrap();
+        let lines = lines_of(&mut child, log);
         let end = Instant::now() + DEADLINE;
         let mut said = Vec::new();
         let running = loop {
@@ -135,7 +160,12 @@ impl Node {
         let _ = self.child.wait();
     }
 
-    /// Starts the killed process again, with new ports.
+    /// Whether the process has ended, by itself or because it was told to.
+    pub fn ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// Starts the killed process again; ports that are not fixed are new.
     pub fn restart(&mut self) {
         self.kill();
         *self = Self::start(self.config.clone());
@@ -143,9 +173,27 @@ impl Node {
 
     /// Asks the process to end and returns how it did.
     pub fn terminate(mut self) -> std::process::ExitStatus {
-        let status = Command::new("kill").arg(self.pid().to_string()).status().unwrap();
-        assert!(status.success());
+        self.ask_to_end()
+    }
+
+    /// Asks the process to end and returns how it did; it can be started again.
+    pub fn ask_to_end(&mut self) -> std::process::ExitStatus {
+        self.signal(Signal::TERM);
         wait_until("the peer ends", || self.child.try_wait().unwrap())
+    }
+
+    /// Stops the process where it is, as a machine does that swaps or a virtual one that is moved.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets a frozen process go on.
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
     /// What a page of the operators' port says; status and body.
@@ -155,13 +203,7 @@ impl Node {
 
     /// The value of a metric, summed over the label sets that contain `labels`; 0 if there is none.
     pub fn metric(&self, name: &str, labels: &str) -> f64 {
-        let (_, text) = self.get("/metrics");
-        text.lines()
-            .filter(|line| !line.starts_with('#'))
-            .filter_map(|line| line.rsplit_once(' '))
-            .filter(|(series, _)| series.split('{').next() == Some(name) && series.contains(labels))
-            .filter_map(|(_, value)| value.parse::<f64>().ok())
-            .sum()
+        metric_in(&self.get("/metrics").1, name, labels)
     }
 
     pub fn wait_ready(&self) {
@@ -175,9 +217,19 @@ impl Drop for Node {
     }
 }
 
+/// The value of a metric in the text of `/metrics`, summed over the label sets that contain `labels`; 0 if there is none.
+pub fn metric_in(text: &str, name: &str, labels: &str) -> f64 {
+    text.lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.rsplit_once(' '))
+        .filter(|(series, _)| series.split('{').next() == Some(name) && series.contains(labels))
+        .filter_map(|(_, value)| value.parse::<f64>().ok())
+        .sum()
+}
+
 /// One HTTP/1.1 request; status and body.
 pub fn get(addr: SocketAddr, path: &str) -> (u16, String) {
-    use std::io::{Read, Write};
+    use std::io::Read;
     let mut stream = std::net::TcpStream::connect(addr).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n").unwrap();
@@ -200,11 +252,13 @@ pub fn wait_until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T 
     }
 }
 
-fn lines_of(child: &mut Child) -> Receiver<String> {
+fn lines_of(child: &mut Child, mut log: File) -> Receiver<String> {
     let (sender, lines) = sync_channel(1024);
     let stderr = BufReader::new(child.stderr.take().unwrap());
     thread::spawn(move || {
         for line in stderr.lines().map_while(Result::ok) {
+            // Without room for a log the test goes on.
+            let _ = writeln!(log, "{line}");
             if std::env::var_os("TICKMESH_TEST_LOG").is_some() {
                 eprintln!("{line}");
             }

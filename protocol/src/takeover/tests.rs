@@ -295,3 +295,38 @@ fn a_follower_holds_no_more_than_its_bound() {
     assert_eq!(group[1].counts().overflowed, 10);
     assert_eq!(group[1].standings().next().unwrap().unpublished, MAX_HELD);
 }
+
+/// Found by the model: a follower that had not joined the topic yet published what the leader had, one epoch back, and every
+/// peer told that head from then on.
+#[test]
+fn a_late_event_of_an_epoch_that_was_left_does_not_turn_the_head_back() {
+    let after = event(7).position();
+    let old = event(7);
+    let anew = |sequence, previous| Event { epoch: Epoch::from_u64(2), previous, ..event(sequence) };
+    let first = anew(0, Previous::Reset { after });
+    let mut group = group(2);
+    for publisher in &mut group {
+        publisher.offer(SOURCE, old.clone(), ms(0));
+        publisher.offer(SOURCE, first.clone(), ms(1));
+    }
+    let batches = group[0].take_due(ms(2));
+    // Only the second was received; the first is taken for unpublished.
+    let partly = Batch { events: vec![first.clone()], ..batches[0].clone() };
+    group[1].seen(&partly, ms(3));
+    let again = Batch { publisher: group[1].me, events: vec![old.clone()], ..batches[0].clone() };
+    for publisher in &mut group {
+        publisher.seen(&again, ms(100));
+        assert_eq!(publisher.head(&old.stream), Some(first.position()));
+    }
+    // Who knows only the old epoch goes on with an event that says what it follows, and with nothing else.
+    let mut behind = alone();
+    behind.offer(SOURCE, old.clone(), ms(0));
+    behind.take_due(ms(1));
+    let unlinked = anew(3, Previous::At(Sequence::ZERO));
+    for (event, head) in [(unlinked, after), (first.clone(), first.position()), (event(8), first.position())]
+    {
+        let batch = Batch { publisher: key(9), events: vec![event], ..batches[0].clone() };
+        behind.seen(&batch, ms(2));
+        assert_eq!(behind.head(&old.stream), Some(head));
+    }
+}

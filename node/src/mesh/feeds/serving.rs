@@ -80,16 +80,13 @@ impl<'a, T: Io> Serving<'a, T> {
             }
             FeedRequest::Streams { topic, after, live } => {
                 let named = after.len();
-                let streams =
-                    after.into_iter().map(|(name, after)| CursorStream { name, after, end: None }).collect();
+                let streams = after.into_iter().map(|(name, after)| CursorStream::new(name, after)).collect();
                 self.events(FeedCursor { topic, streams, all: false }, named, live).await
             }
             FeedRequest::Topic { topic, after, live } => {
                 let named = after.len();
-                let streams = after
-                    .into_iter()
-                    .map(|(name, after)| CursorStream { name, after: Some(after), end: None })
-                    .collect();
+                let streams =
+                    after.into_iter().map(|(name, after)| CursorStream::new(name, Some(after))).collect();
                 self.events(FeedCursor { topic, streams, all: true }, named, live).await
             }
             FeedRequest::Status => self.status().await,

@@ -1,5 +1,5 @@
 use proptest::prelude::*;
-use tickmesh_protocol::{Batch, Epoch, Event, Previous, Sequence, SigningKey, StreamName};
+use tickmesh_protocol::{Batch, Epoch, Event, Previous, Sequence, SigningKey, StreamName, codec::VERSION};
 
 use super::*;
 
@@ -99,11 +99,11 @@ fn a_batch_counts_only_on_its_own_topic() {
 
 #[test]
 fn garbage_is_rejected() {
-    for bytes in [&b""[..], b"\x01", &[0xff; 20], &[1; 200]] {
+    for bytes in [&b""[..], &[VERSION], &[0xff; 20], &[VERSION; 200]] {
         let verdict = validator().judge(Bytes::copy_from_slice(bytes), &topic(), || None);
         assert_eq!(verdict, Verdict::Reject(Reason::Malformed), "{bytes:?}");
     }
-    let newer = [&[2][..], &envelope(&key(1), 1, 0)[1..]].concat();
+    let newer = [&[VERSION + 1][..], &envelope(&key(1), 1, 0)[1..]].concat();
     assert_eq!(validator().judge(newer.into(), &topic(), || None), Verdict::Ignore(Reason::Version));
 }
 

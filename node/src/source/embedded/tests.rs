@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use tickmesh_protocol::{Sequence, checkpoint::PartitionState};
+
 use super::*;
 use crate::ops::{health::Health, metrics::Registry};
 
@@ -20,25 +22,44 @@ struct Running {
     stop: CancellationToken,
     task: tokio::task::JoinHandle<()>,
     begins: Vec<(Epoch, u64)>,
+    reached: Vec<(Epoch, u64)>,
     records: Vec<Record>,
 }
 
 impl Running {
     fn start(config: Config) -> Self {
+        Self::start_at(config, Starts::default())
+    }
+
+    fn start_at(config: Config, starts: Starts) -> Self {
         let (registry, health) = (Registry::new(), Health::default());
         let metrics = SourceMetrics::new(&registry);
         let source = Embedded::new("demo", config, &metrics, health.condition("source demo"));
         let (sender, events) = mpsc::channel(4);
         let (reader, stop) = (source.reader(), CancellationToken::new());
-        let task = tokio::spawn(Box::new(source).run(sender, stop.clone()));
-        Self { events, reader, registry, health, stop, task, begins: Vec::new(), records: Vec::new() }
+        let task = tokio::spawn(Box::new(source).run(starts, sender, stop.clone()));
+        Self {
+            events,
+            reader,
+            registry,
+            health,
+            stop,
+            task,
+            begins: Vec::new(),
+            reached: Vec::new(),
+            records: Vec::new(),
+        }
     }
 
     async fn until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
         let deadline = tokio::time::Instant::now() + DEADLINE;
         while !done(self) {
             match tokio::time::timeout_at(deadline, self.events.recv()).await {
-                Ok(Some(SourceEvent::Begin { epoch, position })) => self.begins.push((epoch, position)),
+                Ok(Some(SourceEvent::Begin { epoch, position, first, .. })) => {
+                    assert_eq!(first, position == 0);
+                    self.begins.push((epoch, position));
+                }
+                Ok(Some(SourceEvent::Reached { epoch, position })) => self.reached.push((epoch, position)),
                 Ok(Some(SourceEvent::Records(records))) => {
                     assert!(!records.is_empty(), "records are never empty");
                     let now_us = now_us();
@@ -93,9 +114,11 @@ async fn early_late_and_again_are_the_same_log() {
         );
         let until = begin + positions.len() as u64;
         let again = early.reader.read(TOPIC, number_of(partition), begin, until).await.unwrap();
+        assert_eq!((again.epoch, again.until), (epoch, until));
+        let again = again.records;
         assert_eq!(format!("{again:?}"), format!("{live:?}"), "partition {partition} is read again");
         let before = early.reader.read(TOPIC, number_of(partition), 0, begin).await.unwrap();
-        assert_eq!(before.len() as u64, begin, "what came before the source was up can be read");
+        assert_eq!(before.records.len() as u64, begin, "what came before the source was up can be read");
     }
     let counted = format!("tickmesh_source_records_total{{source=\"demo\"}} {}", early.records.len());
     let shown = early.registry.render();
@@ -110,16 +133,57 @@ async fn early_late_and_again_are_the_same_log() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn reading_goes_on_where_it_is_told() {
+    let config = config(500);
+    let mut before = Running::start(config.clone());
+    before.until("600 records", |running| running.records.len() >= 600).await;
+    before.until("the end of the log", |running| running.reached.len() == 4).await;
+    let state = |partition: usize, next| PartitionState {
+        epoch: before.begins[partition].0,
+        topic: TOPIC.into(),
+        partition: number_of(partition),
+        next,
+        read_from: Sequence::ZERO,
+        term: None,
+    };
+    // Partitions that were read differently far; one as far as the clock is not yet.
+    let ahead = 2_000_000;
+    let starts: Starts = [state(0, 3), state(1, 60), state(3, ahead)].iter().collect();
+    let mut after = Running::start_at(config, starts);
+    after.until("the end of the log", |running| running.reached.len() == 4).await;
+    let begins: Vec<u64> = after.begins.iter().map(|(_, position)| *position).collect();
+    assert_eq!((begins[0], begins[1], begins[3]), (3, 60, ahead));
+    let (first, again) = (before.by_place(), after.by_place());
+    for partition in [0, 1] {
+        let next = after.reached[partition].1;
+        let begin = begins[partition];
+        assert!(next > begin, "there was something to replay");
+        let positions: Vec<u64> = after
+            .records
+            .iter()
+            .filter(|r| r.partition == number_of(partition))
+            .map(|r| r.position)
+            .collect();
+        assert_eq!(positions[..usize::try_from(next - begin).unwrap()], (begin..next).collect::<Vec<_>>());
+    }
+    let both: Vec<_> = again.iter().filter_map(|(place, record)| Some((record, first.get(place)?))).collect();
+    assert!(both.len() > 100, "{} records in both", both.len());
+    assert!(both.iter().all(|(one, other)| format!("{one:?}") == format!("{other:?}")));
+    assert!(after.records.iter().all(|record| record.partition != 3), "nothing is given twice");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_log_ends_where_the_clock_is() {
     let running = Running::start(config(200));
     let ahead = running.reader.read(TOPIC, 0, 50_000, 60_000).await.unwrap();
-    assert!(ahead.is_empty(), "records of the future: {}", ahead.len());
+    assert!(ahead.records.is_empty(), "records of the future: {}", ahead.records.len());
+    assert_eq!(ahead.until, 50_000, "nothing is known to be there or not");
     let unknown =
-        |result: Result<Vec<Record>, ReadError>| matches!(result, Err(ReadError::UnknownPartition { .. }));
+        |result: Result<Stretch, ReadError>| matches!(result, Err(ReadError::UnknownPartition { .. }));
     assert!(unknown(running.reader.read(TOPIC, 4, 0, 1).await));
     assert!(unknown(running.reader.read("other", 0, 0, 1).await));
     let long = running.reader.read(TOPIC, 0, 0, MAX_READ_POSITIONS + 1).await;
-    assert!(matches!(long, Err(ReadError::Unavailable { .. })));
+    assert!(matches!(long, Err(ReadError::TooLarge { .. })));
     let mut coming = config(0);
     coming.setting.origin_ms += 300;
     let origin_us = coming.setting.origin_ms * 1000;

@@ -113,6 +113,8 @@ pub(super) enum Use {
     Discovery,
     /// Reads ranges again.
     Reread,
+    /// Looks at single records.
+    Scan,
 }
 
 impl Config {
@@ -181,8 +183,8 @@ impl Config {
             // librdkafka assigns partitions only to a client with a group. It is never joined and nothing is committed.
             config.set("group.id", "tickmesh");
         }
-        // The re-reader must learn that a partition ends in records that are not for it, such as transaction markers.
-        config.set("enable.partition.eof", if use_for == Use::Reread { "true" } else { "false" });
+        // Who reads must learn that a partition ends in records that are not for it, such as transaction markers.
+        config.set("enable.partition.eof", if use_for == Use::Discovery { "false" } else { "true" });
         // Lag and brokers are gauges that people look at, so a few seconds old is fresh.
         config.set("statistics.interval.ms", if use_for == Use::Live { "2000" } else { "0" });
         config.set_log_level(RDKafkaLogLevel::Info);
@@ -206,6 +208,7 @@ impl Use {
             Self::Live => "live",
             Self::Discovery => "discovery",
             Self::Reread => "reread",
+            Self::Scan => "scan",
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -13,8 +13,12 @@ use rdkafka::{
     ClientContext, Statistics, config::RDKafkaLogLevel, consumer::ConsumerContext, error::KafkaError,
     types::RDKafkaErrorCode,
 };
+use tickmesh_protocol::Epoch;
 
-use crate::{ops::health::Condition, source::metrics::Figures};
+use crate::{
+    ops::health::Condition,
+    source::{Place, Starts, metrics::Figures},
+};
 
 /// The same error of the same client is logged once in this time, and counted each time: while a broker is down there are
 /// up to forty a second.
@@ -33,12 +37,46 @@ pub(super) struct Status {
     reading_down: AtomicBool,
     /// When an error of a client was logged last; as many as there are clients and error codes.
     logged: Mutex<HashMap<(&'static str, String), Instant>>,
+    /// Partitions that have lost their end, by log and number, and how often; nearly always empty.
+    generations: Mutex<HashMap<(Arc<str>, i32), u32>>,
+    /// Where reading begins: at first as [`super::Kafka`] was told, later also topics that went away for long.
+    starts: Mutex<Starts>,
 }
 
 impl Status {
     pub(super) fn new(source: String, brokers: String, figures: Figures, condition: Condition) -> Self {
         let (reading_down, logged) = (AtomicBool::new(false), Mutex::default());
-        Self { source, brokers, figures, condition, reading_down, logged }
+        let (generations, starts) = (Mutex::default(), Mutex::default());
+        Self { source, brokers, figures, condition, reading_down, logged, generations, starts }
+    }
+
+    /// Where reading is to begin.
+    pub(super) fn starts(&self) -> MutexGuard<'_, Starts> {
+        self.starts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A topic went away; should the same come back, it goes on there.
+    pub(super) fn forgotten(&self, places: Vec<(Epoch, Place)>) {
+        let mut starts = self.starts();
+        for (epoch, place) in places {
+            starts.replace(epoch, place);
+        }
+    }
+
+    /// How often a partition has lost its end.
+    pub(super) fn generation(&self, log: &str, partition: i32) -> u32 {
+        let generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
+        if generations.is_empty() {
+            return 0;
+        }
+        generations.get(&(log.into(), partition)).copied().unwrap_or(0)
+    }
+
+    pub(super) fn set_generation(&self, log: &Arc<str>, partition: i32, generation: u32) {
+        if generation > 0 {
+            let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
+            generations.insert((log.clone(), partition), generation);
+        }
     }
 
     /// Not ready, for this reason; but a reading client without a broker is the better reason.

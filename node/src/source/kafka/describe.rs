@@ -1,4 +1,4 @@
-//! Asks a broker which topics have which id and partitions. The one place that calls librdkafka directly: the safe
+//! Asks a broker which topics have which id and partitions. The safe
 //! crate does not wrap `DescribeTopics`, and nothing else tells the id, by which a topic that was deleted and created
 //! again under the same name is known for what it is.
 

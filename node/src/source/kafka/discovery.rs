@@ -1,6 +1,8 @@
 //! Finds topics and partitions, and where they begin and end, on a thread and a client of its own: a broker that is slow
 //! to answer never holds up the reading.
 
+mod answers;
+
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{Arc, mpsc::RecvTimeoutError},
@@ -14,10 +16,12 @@ use rdkafka::{
 };
 use tokio::sync::mpsc;
 
+use self::answers::place;
 use super::{
     config::{Config, Start, Use},
     context::{Context, Status, kind_of},
     describe::{Found, describe_topics},
+    numbering::{At, Extent},
 };
 
 /// How often topics and partitions are looked for: a new one is read two seconds after it was made at the latest.
@@ -36,14 +40,45 @@ const MAX_CALLBACKS: usize = 200;
 /// What the reading thread is told.
 #[derive(Debug)]
 pub(super) enum News {
-    /// Partitions to read from now on, each with the offset to begin at. `log` identifies the topic within the world.
-    Assign { topic: Arc<str>, log: Arc<str>, partitions: Vec<(i32, i64)> },
+    /// Partitions to read from now on. `log` identifies the topic within the world.
+    Assign { topic: Arc<str>, log: Arc<str>, partitions: Vec<Placed> },
     /// The topic is no longer there, or another one has taken its name: stop reading it.
     Revoke { topic: Arc<str>, forget: bool },
     /// The topic is there again, and is the same: go on where it was.
     Restore { topic: Arc<str> },
     /// The answer to a question about [`Stuck`] partitions.
     Checked { checked: Vec<Checked>, complete: bool },
+    /// The answer to a [`Probe`]: which are empty, and which could not be looked at. The others hold a record.
+    Probed { empty: Vec<Probe>, unknown: Vec<Probe> },
+}
+
+/// What the reading thread asks.
+#[derive(Debug)]
+pub(super) enum Asked {
+    Stuck(Vec<Stuck>),
+    Probe(Vec<Probe>),
+}
+
+/// A partition, and where reading of it begins.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Placed {
+    pub(super) partition: i32,
+    pub(super) at: At,
+}
+
+/// Whether there is a record from `next` on, before `until`.
+#[derive(Clone, Debug)]
+pub(super) struct Probe {
+    pub(super) topic: Arc<str>,
+    pub(super) partition: i32,
+    pub(super) next: i64,
+    pub(super) until: i64,
+}
+
+impl Probe {
+    pub(super) fn is_of(&self, other: &Self) -> bool {
+        self.partition == other.partition && self.topic == other.topic
+    }
 }
 
 /// A partition whose next offset may be gone from the log.
@@ -52,15 +87,15 @@ pub(super) struct Stuck {
     pub(super) topic: Arc<str>,
     pub(super) partition: i32,
     pub(super) next: i64,
+    pub(super) term: Option<u32>,
 }
 
 #[derive(Clone, Debug)]
 pub(super) struct Checked {
     pub(super) stuck: Stuck,
-    /// First offset that is there.
-    pub(super) low: i64,
-    /// The offset after the last that may be read.
-    pub(super) high: i64,
+    pub(super) extent: Extent,
+    /// Whether a cut was looked for.
+    pub(super) searched: bool,
 }
 
 struct Known {
@@ -114,12 +149,16 @@ impl Discovery {
     }
 
     /// Looks again and again, until the sender of questions or the receiver of news is dropped.
-    pub(super) fn run(mut self, questions: &std::sync::mpsc::Receiver<Vec<Stuck>>) {
+    pub(super) fn run(mut self, questions: &std::sync::mpsc::Receiver<Asked>) {
         let mut next_round = Instant::now();
         loop {
             match questions.recv_timeout(next_round.saturating_duration_since(Instant::now())) {
-                Ok(stuck) => {
-                    if self.answer(stuck).is_err() {
+                Ok(asked) => {
+                    let answered = match asked {
+                        Asked::Stuck(stuck) => self.answer(stuck),
+                        Asked::Probe(probes) => self.probe(probes),
+                    };
+                    if answered.is_err() {
                         return;
                     }
                     continue;
@@ -216,7 +255,11 @@ impl Discovery {
         let of = |(topic, found): &(String, Found)| -> Vec<(String, i32)> {
             found.partitions.iter().map(|partition| initial_of(topic, found, *partition)).collect()
         };
-        let all = present.iter().flat_map(of);
+        // What was not known when there is something to go on from appeared since: from its beginning, too.
+        let starts = self.status.starts();
+        let named = |topic: &str| self.config.names().any(|name| name == topic);
+        let since = |topic: &str| !starts.is_empty() && (starts.knows_topic(topic) || !named(topic));
+        let all = present.iter().filter(|(topic, _)| !since(topic)).flat_map(of);
         self.initial = Some(match self.config.start {
             Start::End => all.collect(),
             Start::Beginning => BTreeSet::new(),
@@ -268,9 +311,20 @@ impl Discovery {
             let initial = initial_of(topic, found, *partition);
             let from_end = self.initial.as_ref().is_some_and(|all| all.contains(&initial));
             // A partition without a leader has no offsets yet; the next round asks again.
-            match self.client.fetch_watermarks(topic, *partition, RPC_TIMEOUT) {
-                Ok((low, high)) => {
-                    partitions.push((*partition, if from_end { high } else { low }));
+            let placed =
+                self.client.fetch_watermarks(topic, *partition, RPC_TIMEOUT).and_then(|watermarks| {
+                    place(
+                        &self.config,
+                        &self.status,
+                        &self.news,
+                        (topic, &known.log, *partition),
+                        watermarks,
+                        from_end,
+                    )
+                });
+            match placed {
+                Ok(placed) => {
+                    partitions.push(placed);
                     if let Some(all) = &mut self.initial {
                         all.remove(&initial);
                     }
@@ -288,7 +342,7 @@ impl Discovery {
         if partitions.is_empty() {
             return Ok(());
         }
-        known.assigned.extend(partitions.iter().map(|(partition, _)| *partition));
+        known.assigned.extend(partitions.iter().map(|placed| placed.partition));
         let name: Arc<str> = topic.into();
         tell(&self.news, News::Assign { topic: name, log: known.log.clone(), partitions })
     }
@@ -340,43 +394,6 @@ impl Discovery {
                 self.status.waiting(&format!("no partition to read; no topic matches {}", topics.join(", ")));
             }
         }
-    }
-
-    /// Looks where partitions begin and end. What has become another topic meanwhile is not part of the answer: its
-    /// numbers mean something else.
-    fn answer(&mut self, stuck: Vec<Stuck>) -> Result<(), Stopped> {
-        let before: HashMap<Arc<str>, String> =
-            self.known.iter().map(|(topic, known)| (topic.clone(), known.found.clone())).collect();
-        let mut checked = Vec::with_capacity(stuck.len());
-        let mut complete = true;
-        for stuck in stuck {
-            if self.news.is_closed() {
-                return Err(Stopped);
-            }
-            match self.client.fetch_watermarks(&stuck.topic, stuck.partition, RPC_TIMEOUT) {
-                Ok((low, high)) => checked.push(Checked { stuck, low, high }),
-                Err(error) => {
-                    complete = false;
-                    self.status.figures.error(&kind_of(error.rdkafka_error_code()));
-                    if nobody_answers(&error) {
-                        break;
-                    }
-                }
-            }
-        }
-        match self.round() {
-            Ok(told) => told?,
-            Err(error) => {
-                self.fail(&error);
-                checked.clear();
-                complete = false;
-            }
-        }
-        checked.retain(|Checked { stuck, .. }| {
-            let now = self.known.get(&stuck.topic).filter(|known| known.gone_since.is_none());
-            now.is_some_and(|now| before.get(&stuck.topic) == Some(&now.found))
-        });
-        tell(&self.news, News::Checked { checked, complete })
     }
 
     fn fail(&self, error: &RoundError) {

@@ -5,14 +5,17 @@
 //! reading goes on from there: nothing is skipped, nothing is handed on twice.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{Arc, mpsc::SyncSender},
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        mpsc::{SyncSender, TrySendError},
+    },
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use rdkafka::{
-    Message, Offset, Statistics, TopicPartitionList,
+    Message, Statistics, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
     error::{KafkaError, KafkaResult},
     message::BorrowedMessage,
@@ -25,7 +28,10 @@ use tokio_util::sync::CancellationToken;
 use super::{
     config::{Config, Use},
     context::{Context, Status},
-    discovery::{Checked, News, Stuck},
+    discovery::{Asked, Checked, News, Placed, Probe},
+    numbering::{At, Extent, move_on},
+    partitions::Partitions,
+    term::term_of,
 };
 use crate::source::{Record, SourceEvent};
 
@@ -41,14 +47,6 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// From here on waiting for ingest is worth a line in the log.
 const LONG_STALL: Duration = Duration::from_secs(1);
 
-/// How a sequence is made of a position; part of the epoch.
-const RULE: &str = "offset";
-
-/// The epoch of a partition. `log` is cluster id, topic and topic id.
-pub(super) fn epoch_of(log: &str, partition: i32) -> Epoch {
-    Epoch::of(log, partition.unsigned_abs(), RULE)
-}
-
 /// A message as a record. A tombstone is a record with an empty value; headers and key are not looked at.
 pub(super) fn record_of(message: &BorrowedMessage<'_>, topic: Arc<str>, epoch: Epoch) -> Record {
     let milliseconds = message.timestamp().to_millis().unwrap_or(0);
@@ -57,6 +55,7 @@ pub(super) fn record_of(message: &BorrowedMessage<'_>, topic: Arc<str>, epoch: E
         partition: message.partition().unsigned_abs(),
         position: message.offset().unsigned_abs(),
         epoch,
+        term: term_of(message),
         value: message.payload().map_or_else(Bytes::new, Bytes::copy_from_slice),
         engine_time_us: u64::try_from(milliseconds).unwrap_or(0).saturating_mul(1000),
     }
@@ -67,22 +66,14 @@ pub(super) struct Reading {
     config: Config,
     status: Arc<Status>,
     consumer: BaseConsumer<Context>,
-    topics: HashMap<Arc<str>, Topic>,
+    partitions: Partitions,
     news: mpsc::Receiver<News>,
-    questions: SyncSender<Vec<Stuck>>,
+    questions: SyncSender<Asked>,
     question: Question,
-}
-
-struct Topic {
-    /// Not there at the moment; its partitions are not assigned.
-    gone: bool,
-    partitions: BTreeMap<i32, Partition>,
-}
-
-struct Partition {
-    epoch: Epoch,
-    /// The offset that comes next.
-    next: i64,
+    /// Partitions that may have come to their end, and nobody has been asked about yet.
+    doubtful: Vec<Probe>,
+    /// When to ask about them.
+    probe_at: Instant,
 }
 
 /// Whether discovery is asked which partitions have lost their position. librdkafka tells that one has, not which.
@@ -131,17 +122,19 @@ impl Reading {
         config: Config,
         status: Arc<Status>,
         news: mpsc::Receiver<News>,
-        questions: SyncSender<Vec<Stuck>>,
+        questions: SyncSender<Asked>,
     ) -> KafkaResult<Self> {
         let consumer = live_client(&config, &status)?;
         Ok(Self {
             config,
             status,
             consumer,
-            topics: HashMap::new(),
+            partitions: Partitions::default(),
             news,
             questions,
             question: Question::None,
+            doubtful: Vec::new(),
+            probe_at: Instant::now(),
         })
     }
 
@@ -158,13 +151,28 @@ impl Reading {
             self.apply(news, output)?;
         }
         self.ask();
-        let records = self.poll_batch();
+        let (records, ended) = self.poll_batch();
         if let Some(statistics) = self.consumer.context().take_statistics() {
             self.show(&statistics);
         }
-        if records.is_empty() {
-            return Ok(());
+        if !records.is_empty() {
+            self.hand_on(records, output)?;
         }
+        for reached in self.partitions.reached() {
+            output.send(reached)?;
+        }
+        if self.doubtful.is_empty() {
+            self.doubtful = self.partitions.doubtful(&ended);
+            self.probe_at = Instant::now();
+        } else {
+            let more = self.partitions.doubtful(&ended);
+            self.doubtful.retain(|old| !more.iter().any(|new| new.is_of(old)));
+            self.doubtful.extend(more);
+        }
+        Ok(())
+    }
+
+    fn hand_on(&self, records: Vec<Record>, output: &Output) -> Result<(), Stopped> {
         self.status.reading_up();
         self.status.figures.records.inc_by(records.len() as u64);
         let waited = output.send(SourceEvent::Records(records))?;
@@ -175,9 +183,10 @@ impl Reading {
         Ok(())
     }
 
-    /// Waits for a record, then takes all that are there.
-    fn poll_batch(&mut self) -> Vec<Record> {
+    /// Waits for a record, then takes all that are there. Gives the numbers of partitions that ended, too.
+    fn poll_batch(&mut self) -> (Vec<Record>, BTreeSet<i32>) {
         let mut records = Vec::new();
+        let mut ended = BTreeSet::new();
         let mut errors = Vec::new();
         let mut bytes = 0;
         let mut wait = POLL_WAIT;
@@ -185,10 +194,13 @@ impl Reading {
             match self.consumer.poll(wait) {
                 None => break,
                 Some(Ok(message)) => {
-                    if let Some(record) = take(&mut self.topics, &message) {
+                    if let Some(record) = self.partitions.take(&message) {
                         bytes += record.value.len();
                         records.push(record);
                     }
+                }
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    ended.insert(partition);
                 }
                 Some(Err(error)) => errors.push(error),
             }
@@ -197,7 +209,7 @@ impl Reading {
         for error in errors {
             self.on_error(&error);
         }
-        records
+        (records, ended)
     }
 
     /// The context has counted and logged the error already.
@@ -227,48 +239,59 @@ impl Reading {
 
     fn apply(&mut self, news: News, output: &Output) -> Result<(), Stopped> {
         match news {
-            News::Assign { topic, log, partitions } => self.add(topic, &log, &partitions, output)?,
+            News::Assign { topic, log, partitions } => self.add(&topic, &log, &partitions, output)?,
             News::Revoke { topic, forget } => {
                 self.unassign(&topic);
                 if forget {
-                    self.topics.remove(&topic);
+                    self.status.forgotten(self.partitions.forget(&topic));
                 }
             }
             News::Restore { topic } => {
-                if let Some(state) = self.topics.get_mut(&topic) {
-                    state.gone = false;
-                    let list = list_of([(&topic, &*state)]);
-                    self.assign_more(list);
-                }
+                self.partitions.come_back(&topic);
+                self.assign_more(self.partitions.list_of(&topic));
             }
             News::Checked { checked, complete } => self.repair(checked, complete, output)?,
+            News::Probed { empty, unknown } => {
+                for probe in &empty {
+                    self.partitions.emptied(probe);
+                }
+                for reached in self.partitions.reached() {
+                    output.send(reached)?;
+                }
+                if !unknown.is_empty() {
+                    self.doubtful.extend(unknown);
+                    self.probe_at = Instant::now() + ASK_AGAIN;
+                }
+            }
         }
-        let there = self.topics.values().filter(|topic| !topic.gone);
-        let partitions: usize = there.map(|topic| topic.partitions.len()).sum();
-        self.status.figures.partitions.set(i64::try_from(partitions).unwrap_or(i64::MAX));
+        self.status.figures.partitions.set(i64::try_from(self.partitions.count()).unwrap_or(i64::MAX));
         Ok(())
     }
 
     fn add(
         &mut self,
-        topic: Arc<str>,
-        log: &str,
-        partitions: &[(i32, i64)],
+        topic: &Arc<str>,
+        log: &Arc<str>,
+        partitions: &[Placed],
         output: &Output,
     ) -> Result<(), Stopped> {
-        let state = self
-            .topics
-            .entry(topic.clone())
-            .or_insert_with(|| Topic { gone: false, partitions: BTreeMap::new() });
-        let mut added = Topic { gone: false, partitions: BTreeMap::new() };
-        for (partition, next) in partitions.iter().copied() {
-            let epoch = epoch_of(log, partition);
-            tracing::info!(source = self.status.source, topic = &*topic, partition, offset = next, %epoch, "reading a partition");
-            state.partitions.insert(partition, Partition { epoch, next });
-            added.partitions.insert(partition, Partition { epoch, next });
-            output.send(SourceEvent::Begin { epoch, position: next.unsigned_abs() })?;
+        for placed in partitions {
+            self.status.set_generation(log, placed.partition, placed.at.generation);
+            output.send(self.partitions.add(topic, log, *placed))?;
+            let (partition, offset, generation) = (placed.partition, placed.at.next, placed.at.generation);
+            tracing::info!(
+                source = self.status.source,
+                topic = &**topic,
+                partition,
+                offset,
+                generation,
+                "reading a partition"
+            );
         }
-        self.assign_more(list_of([(&topic, &added)]));
+        for reached in self.partitions.reached() {
+            output.send(reached)?;
+        }
+        self.assign_more(self.partitions.list_some(topic, partitions));
         Ok(())
     }
 
@@ -280,12 +303,10 @@ impl Reading {
     }
 
     fn unassign(&mut self, topic: &Arc<str>) {
-        let Some(state) = self.topics.get_mut(topic) else { return };
-        let was_gone = std::mem::replace(&mut state.gone, true);
-        if was_gone {
+        if !self.partitions.leave(topic) {
             return;
         }
-        let list = list_of([(topic, &*state)]);
+        let list = self.partitions.list_of(topic);
         if let Err(error) = list.and_then(|list| self.consumer.incremental_unassign(&list)) {
             self.status.error("live", &error, "cannot take partitions away, assigning all anew");
             self.assign_all();
@@ -294,60 +315,66 @@ impl Reading {
 
     /// Assigns every partition anew at the offset that comes next.
     fn assign_all(&mut self) {
-        let there = self.topics.iter().filter(|(_, topic)| !topic.gone);
-        if let Err(error) = list_of(there).and_then(|list| self.consumer.assign(&list)) {
+        if let Err(error) = self.partitions.list().and_then(|list| self.consumer.assign(&list)) {
             self.status.error("live", &error, "cannot assign partitions");
             // Asking ends in another try.
             self.question = Question::Due(Instant::now() + ASK_AGAIN);
         }
     }
 
-    /// Asks where the partitions begin and end, if one has lost its position.
+    /// Asks where the partitions begin and end, if one has lost its position; and whether those that may have come to
+    /// their end have.
     fn ask(&mut self) {
-        let Question::Due(when) = self.question else { return };
-        if when > Instant::now() {
-            return;
+        let now = Instant::now();
+        if let Question::Due(when) = self.question
+            && when <= now
+        {
+            self.question = match self.questions.try_send(Asked::Stuck(self.partitions.stuck())) {
+                Ok(()) => Question::Asked,
+                Err(_) => Question::Due(now + ASK_AGAIN),
+            };
         }
-        let mut all = Vec::new();
-        for (topic, state) in self.topics.iter().filter(|(_, topic)| !topic.gone) {
-            all.extend(state.partitions.iter().map(|(partition, at)| Stuck {
-                topic: topic.clone(),
-                partition: *partition,
-                next: at.next,
-            }));
+        if !self.doubtful.is_empty() && self.probe_at <= now {
+            let probes = std::mem::take(&mut self.doubtful);
+            if let Err(
+                TrySendError::Full(Asked::Probe(probes)) | TrySendError::Disconnected(Asked::Probe(probes)),
+            ) = self.questions.try_send(Asked::Probe(probes))
+            {
+                self.doubtful = probes;
+                self.probe_at = now + ASK_AGAIN;
+            }
         }
-        self.question = match self.questions.try_send(all) {
-            Ok(()) => Question::Asked,
-            Err(_) => Question::Due(Instant::now() + ASK_AGAIN),
-        };
     }
 
     /// Moves partitions whose next offset is not in the log to where the log goes on, and says so.
     fn repair(&mut self, checked: Vec<Checked>, complete: bool, output: &Output) -> Result<(), Stopped> {
         self.question = if complete { Question::None } else { Question::Due(Instant::now() + ASK_AGAIN) };
-        for Checked { stuck, low, high } in checked {
-            let Some(topic) = self.topics.get_mut(&stuck.topic) else { continue };
-            let Some(at) = topic.partitions.get_mut(&stuck.partition) else { continue };
+        for Checked { stuck, extent, searched } in checked {
+            let Some(at) = self.partitions.get(&stuck.topic, stuck.partition) else { continue };
             // One that moved meanwhile was not stuck.
-            if at.next != stuck.next || (low..=high).contains(&at.next) {
+            if at.next != stuck.next {
                 continue;
             }
-            // Before the log: retention was faster than we, go on at the oldest record. Beyond it: the log lost its
-            // end; what it writes now has numbers that clients have seen, so go on where it ends.
-            let next = if at.next < low { low } else { high };
-            tracing::error!(
-                source = self.status.source,
-                topic = &*stuck.topic,
-                partition = stuck.partition,
-                lost = at.next,
-                oldest = low,
-                end = high,
-                next,
-                "the log no longer holds the position to read next"
-            );
-            self.status.figures.moved.inc();
-            at.next = next;
-            output.send(SourceEvent::Begin { epoch: at.epoch, position: next.unsigned_abs() })?;
+            let (log, partition) = (at.log.clone(), stuck.partition);
+            let at = At {
+                generation: at.generation,
+                next: at.next,
+                term: stuck.term,
+                high: extent.high,
+                first: false,
+            };
+            let Some(moved) = move_on(at, extent) else {
+                if searched {
+                    self.partitions.trust(&stuck.topic, partition);
+                }
+                continue;
+            };
+            tell_lost(&self.status, &stuck.topic, partition, at, extent, moved);
+            self.status.set_generation(&log, partition, moved.generation);
+            output.send(self.partitions.add(&stuck.topic, &log, Placed { partition, at: moved }))?;
+        }
+        for reached in self.partitions.reached() {
+            output.send(reached)?;
         }
         // All of them: fetching has ended for the stuck ones, and which those were is not known.
         self.assign_all();
@@ -365,24 +392,7 @@ impl Reading {
         if let Some(slowest) = up.iter().filter_map(|broker| broker.rtt.as_ref()).map(|rtt| rtt.avg).max() {
             figures.broker_rtt.set(slowest);
         }
-        figures.lag.set(self.lag(statistics));
-    }
-
-    fn lag(&self, statistics: &Statistics) -> i64 {
-        let mut lag = 0_i64;
-        for (topic, state) in &self.topics {
-            let Some(seen) = statistics.topics.get(&**topic) else { continue };
-            for (partition, at) in &state.partitions {
-                let Some(seen) = seen.partitions.get(partition).filter(|seen| seen.hi_offset >= 0) else {
-                    continue;
-                };
-                // With nothing fetched ahead the fetch offset counts: transaction markers are behind it, and no record
-                // that we are ever given has their offsets.
-                let read = if seen.fetchq_cnt == 0 { at.next.max(seen.next_offset) } else { at.next };
-                lag = lag.saturating_add((seen.hi_offset - read).max(0));
-            }
-        }
-        lag
+        figures.lag.set(self.partitions.lag(statistics));
     }
 }
 
@@ -390,26 +400,32 @@ fn live_client(config: &Config, status: &Arc<Status>) -> KafkaResult<BaseConsume
     config.client(Use::Live, &status.source).create_with_context(Context::new("live", status.clone(), true))
 }
 
-/// Makes a record of a message, unless it is one that came before.
-fn take(topics: &mut HashMap<Arc<str>, Topic>, message: &BorrowedMessage<'_>) -> Option<Record> {
-    let (topic, _) = topics.get_key_value(message.topic())?;
-    let topic = topic.clone();
-    let at = topics.get_mut(&topic)?.partitions.get_mut(&message.partition())?;
-    if message.offset() < at.next {
-        return None;
+/// The alarm when a log no longer holds what was to be read next.
+pub(super) fn tell_lost(status: &Status, topic: &str, partition: i32, at: At, extent: Extent, moved: At) {
+    let (source, lost, next) = (&status.source, at.next, moved.next);
+    let Extent { low: oldest, high: end, .. } = extent;
+    if moved.generation == at.generation {
+        tracing::error!(
+            source,
+            topic,
+            partition,
+            lost,
+            oldest,
+            end,
+            next,
+            "the log no longer holds the position to read next: records were deleted before they were read"
+        );
+    } else {
+        tracing::error!(
+            source,
+            topic,
+            partition,
+            lost,
+            oldest,
+            end,
+            next,
+            "the log lost its end and gives the same offsets to other records: going on in another epoch"
+        );
     }
-    at.next = message.offset().saturating_add(1);
-    Some(record_of(message, topic, at.epoch))
-}
-
-fn list_of<'a>(
-    topics: impl IntoIterator<Item = (&'a Arc<str>, &'a Topic)>,
-) -> KafkaResult<TopicPartitionList> {
-    let mut list = TopicPartitionList::new();
-    for (topic, state) in topics {
-        for (partition, at) in &state.partitions {
-            list.add_partition_offset(topic, *partition, Offset::Offset(at.next))?;
-        }
-    }
-    Ok(list)
+    status.figures.moved.inc();
 }

@@ -13,6 +13,7 @@ use rdkafka::{
     error::KafkaError,
     types::RDKafkaErrorCode,
 };
+use tickmesh_protocol::Epoch;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
@@ -20,9 +21,10 @@ use super::{
     context::{Context, Status},
     describe::describe_topics,
     discovery::RPC_TIMEOUT,
-    reading::{epoch_of, record_of},
+    numbering::epoch_of,
+    reading::record_of,
 };
-use crate::source::{LogReader, ReadError, Record};
+use crate::source::{LogReader, ReadError, Record, Stretch};
 
 /// Requests that may wait for the one that is served; more are refused, as their clients would time out anyway.
 const WAITING_REQUESTS: usize = 64;
@@ -48,7 +50,7 @@ struct Request {
     partition: u32,
     from: u64,
     until: u64,
-    answer: oneshot::Sender<Result<Vec<Record>, ReadError>>,
+    answer: oneshot::Sender<Result<Stretch, ReadError>>,
 }
 
 impl Reader {
@@ -86,12 +88,12 @@ impl LogReader for Reader {
         partition: u32,
         from: u64,
         until: u64,
-    ) -> BoxFuture<'a, Result<Vec<Record>, ReadError>> {
+    ) -> BoxFuture<'a, Result<Stretch, ReadError>> {
         Box::pin(async move {
             let unavailable =
                 |reason: &str| ReadError::Unavailable { topic: topic.to_owned(), reason: reason.to_owned() };
             if until.saturating_sub(from) > MAX_READ_POSITIONS {
-                return Err(unavailable("the range is too long, read it in pieces"));
+                return Err(ReadError::TooLarge { topic: topic.to_owned() });
             }
             let (answer, answered) = oneshot::channel();
             let request = Request { topic: topic.to_owned(), partition, from, until, answer };
@@ -116,13 +118,20 @@ struct Server {
 struct Range {
     topic: Arc<str>,
     partition: i32,
-    log: String,
+    epoch: Epoch,
     from: i64,
     until: i64,
 }
 
+impl Range {
+    fn stretch(&self, records: Vec<Record>) -> Stretch {
+        let until = self.until.max(self.from).unsigned_abs();
+        Stretch { epoch: self.epoch, until, records }
+    }
+}
+
 impl Server {
-    fn read(&mut self, request: &Request) -> Result<Vec<Record>, ReadError> {
+    fn read(&mut self, request: &Request) -> Result<Stretch, ReadError> {
         let result = self.try_read(request);
         if let Some(client) = &self.client {
             // An empty assignment, so that nothing more of this range is fetched.
@@ -134,11 +143,11 @@ impl Server {
         result
     }
 
-    fn try_read(&mut self, request: &Request) -> Result<Vec<Record>, ReadError> {
-        if request.answer.is_closed() || request.from >= request.until {
-            return Ok(Vec::new());
-        }
+    fn try_read(&mut self, request: &Request) -> Result<Stretch, ReadError> {
         let unavailable = |reason: String| ReadError::Unavailable { topic: request.topic.clone(), reason };
+        if request.answer.is_closed() {
+            return Err(unavailable("nobody waits for it".to_owned()));
+        }
         let client = match self.client.take() {
             Some(client) => client,
             None => self
@@ -148,9 +157,9 @@ impl Server {
                 .map_err(|error| unavailable(error.to_string()))?,
         };
         let client = self.client.insert(client);
-        let range = locate(client, &mut self.cluster, request)?;
+        let range = locate(client, &self.status, &mut self.cluster, request)?;
         if range.from >= range.until {
-            return Ok(Vec::new());
+            return Ok(range.stretch(Vec::new()));
         }
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(&range.topic, range.partition, Offset::Offset(range.from))
@@ -163,6 +172,7 @@ impl Server {
 /// Finds out which log it is, and what of the range it holds.
 fn locate(
     client: &BaseConsumer<Context>,
+    status: &Status,
     cluster: &mut Option<String>,
     request: &Request,
 ) -> Result<Range, ReadError> {
@@ -192,8 +202,10 @@ fn locate(
         let oldest = low.unsigned_abs();
         return Err(ReadError::Trimmed { topic, partition: request.partition, from: request.from, oldest });
     }
+    let log = format!("{cluster}/{topic}/{}", found.id);
     Ok(Range {
-        log: format!("{cluster}/{topic}/{}", found.id),
+        // Which of its epochs a partition is in is known to who reads live.
+        epoch: epoch_of(&log, partition, status.generation(&log, partition)),
         topic: topic.into(),
         partition,
         from,
@@ -202,10 +214,9 @@ fn locate(
 }
 
 /// Polls until the range or the partition ends.
-fn collect(client: &BaseConsumer<Context>, range: &Range) -> Result<Vec<Record>, ReadError> {
+fn collect(client: &BaseConsumer<Context>, range: &Range) -> Result<Stretch, ReadError> {
     let unavailable =
         |reason: &str| ReadError::Unavailable { topic: range.topic.to_string(), reason: reason.to_owned() };
-    let epoch = epoch_of(&range.log, range.partition);
     let deadline = Instant::now() + READ_DEADLINE;
     let mut records = Vec::new();
     let mut bytes = 0;
@@ -221,17 +232,17 @@ fn collect(client: &BaseConsumer<Context>, range: &Range) -> Result<Vec<Record>,
                 if message.offset() < range.until {
                     bytes += message.payload_len();
                     if bytes > MAX_READ_BYTES {
-                        return Err(unavailable("the range holds too many bytes, read it in pieces"));
+                        return Err(ReadError::TooLarge { topic: range.topic.to_string() });
                     }
-                    records.push(record_of(&message, range.topic.clone(), epoch));
+                    records.push(record_of(&message, range.topic.clone(), range.epoch));
                 }
                 if message.offset().saturating_add(1) >= range.until {
-                    return Ok(records);
+                    return Ok(range.stretch(records));
                 }
             }
             // Behind the last record there may be markers of transactions, which are never delivered.
             Some(Err(KafkaError::PartitionEOF(partition))) if partition == range.partition => {
-                return Ok(records);
+                return Ok(range.stretch(records));
             }
             Some(Err(error)) => match error.rdkafka_error_code() {
                 Some(RDKafkaErrorCode::AutoOffsetReset) => {

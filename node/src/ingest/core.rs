@@ -1,0 +1,402 @@
+//! What ingest does with what comes: number records, keep and publish events, and remember how far it is. Everything that
+//! is decided here is decided by the pure parts; this holds them together.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use tickmesh_protocol::{
+    Batch, Epoch, Event, Moment, Position, PublisherKey, Sequence, SignedBatch, SigningKey, StreamName,
+    checkpoint::{PartitionState, SourceState, State, StreamState},
+    feed::Status,
+    head::{Head, HeadReply, HeadRequest},
+    sequencer::{Sequencer, Unsequenced},
+    takeover::{Publisher, SourceId},
+};
+use tokio::time::Instant;
+
+use super::{
+    DeadLetters, Outlet,
+    checkpoint::Writer,
+    metrics::Metrics,
+    store::{Partition, Store},
+    worker::Lane,
+};
+use crate::{
+    lifecycle,
+    ops::{
+        lifecycle::{Lifecycle, LifecycleEvents},
+        metrics::{now_us, since_engine},
+    },
+    source::{Record, SourceEvent},
+    transform::Transformed,
+};
+
+/// The longest rest after publishing: a user should not notice it.
+const LONGEST_REST: Duration = Duration::from_millis(100);
+
+/// How often the thread wakes at least: how late it notices that it was frozen, and how old what it says of itself may be.
+const TICK: Duration = Duration::from_millis(250);
+
+pub(super) struct Core {
+    pub(super) region: String,
+    /// Names of the sources, by their ids.
+    pub(super) sources: Vec<Arc<str>>,
+    pub(super) private: Arc<HashSet<String>>,
+    pub(super) key: SigningKey,
+    pub(super) began: Instant,
+    pub(super) sequencer: Sequencer,
+    /// Of which source an epoch is, where its records are, and the term of the last one.
+    pub(super) partitions: HashMap<Epoch, ReadPartition>,
+    pub(super) publisher: Publisher,
+    /// What the other publishers said of themselves last.
+    pub(super) siblings: BTreeMap<PublisherKey, Status>,
+    /// Nothing is published before this.
+    pub(super) rest_until: Moment,
+    pub(super) store: Arc<Store>,
+    pub(super) checkpoints: Option<Writer>,
+    pub(super) checkpoint_every: Duration,
+    pub(super) next_checkpoint: Moment,
+    pub(super) next_tick: Moment,
+    pub(super) outlet: Arc<dyn Outlet>,
+    pub(super) dead_letters: DeadLetters,
+    pub(super) lifecycle: LifecycleEvents,
+    pub(super) metrics: Metrics,
+}
+
+/// A partition that is read.
+pub(super) struct ReadPartition {
+    source: SourceId,
+    topic: Arc<str>,
+    partition: u32,
+    /// Of the last record.
+    term: Option<u32>,
+}
+
+impl Core {
+    fn now(&self) -> Moment {
+        Moment::after(self.began.elapsed())
+    }
+
+    /// Takes up where this peer, or a sibling, was.
+    pub(super) fn restore(&mut self, state: &State, lanes: &[Lane]) {
+        let now = self.now();
+        for lane in lanes {
+            let Some(source) = state.source(&lane.source) else { continue };
+            for partition in &source.partitions {
+                let PartitionState { epoch, next, read_from, term, .. } = *partition;
+                self.sequencer.restore_partition(epoch, read_from, next);
+                let topic = partition.topic.clone();
+                self.note_partition(lane.id, epoch, topic, partition.partition, term);
+            }
+            for stream in &source.streams {
+                self.sequencer.restore_stream(stream.name.clone(), stream.last, stream.left.clone());
+                if !self.private.contains(stream.name.channel()) {
+                    self.store.history.restore(&stream.name, stream.last);
+                    self.replayed(lane.id, &stream.name, stream.last, now);
+                }
+            }
+            tracing::info!(
+                source = lane.source,
+                partitions = source.partitions.len(),
+                streams = source.streams.len(),
+                "goes on from a checkpoint"
+            );
+        }
+    }
+
+    fn note_partition(
+        &mut self,
+        source: SourceId,
+        epoch: Epoch,
+        topic: Arc<str>,
+        partition: u32,
+        term: Option<u32>,
+    ) {
+        if let Some(reading) = self.sequencer.reading(epoch) {
+            let place = Partition {
+                source: self.sources.get(usize::from(source.0)).cloned().unwrap_or_default(),
+                topic: topic.clone(),
+                partition,
+                read_from: reading.read_from,
+            };
+            self.store.set_partition(epoch, place);
+        }
+        let known = self.partitions.remove(&epoch).and_then(|known| known.term);
+        self.partitions.insert(epoch, ReadPartition { source, topic, partition, term: term.or(known) });
+    }
+
+    pub(super) fn take(&mut self, lane: &mut Lane, event: SourceEvent) {
+        match event {
+            SourceEvent::Begin { topic, partition, epoch, position, first, term } => {
+                match Sequence::new(position) {
+                    Ok(position) => self.sequencer.begin(epoch, position, first),
+                    Err(error) => {
+                        tracing::error!(source = lane.source, %error, "partition begins beyond any sequence");
+                    }
+                }
+                self.note_partition(lane.id, epoch, topic, partition, term);
+                lane.warmth.begun(epoch);
+            }
+            SourceEvent::Reached { epoch, position } => {
+                self.sequencer.passed(epoch, position);
+                if lane.warmth.reached(epoch) {
+                    self.warm(lane);
+                }
+            }
+            SourceEvent::Records(records) => {
+                let now = self.now();
+                let oldest = records.first().and_then(|record| since_engine(record.engine_time_us, now_us()));
+                if let Some(latency) = oldest.filter(|_| lane.warmth.is_warm()) {
+                    lane.latency.observe(latency.as_secs_f64());
+                }
+                for record in &records {
+                    self.take_record(lane, record, now);
+                }
+                self.store.history.tell();
+            }
+        }
+    }
+
+    /// A source was read to its log's end: from now on this peer ranks.
+    fn warm(&mut self, lane: &Lane) {
+        let tier = lane.tiers.of(&self.region).unwrap_or(u8::MAX);
+        self.publisher.warm(lane.id, tier, self.now());
+        lane.condition.ready();
+        let name = &lane.source;
+        self.store.update_status(|status| {
+            for source in status.sources.iter_mut().filter(|source| source.name == *name) {
+                source.warm = true;
+            }
+        });
+        // A sibling that starts now need not wait for the next.
+        self.next_checkpoint = self.now();
+    }
+
+    fn take_record(&mut self, lane: &Lane, record: &Record, now: Moment) {
+        lifecycle!(
+            self.lifecycle,
+            Lifecycle::KafkaMessage,
+            source = lane.source,
+            topic = &*record.topic,
+            partition = record.partition,
+            position = record.position
+        );
+        for outcome in lane.transform.apply(&record.topic, &record.value) {
+            let outcome = outcome.map_err(|rejected| rejected.to_string()).and_then(|made| {
+                self.sequence(lane, record, made, now).map_err(|refused| refused.to_string())
+            });
+            match outcome {
+                Ok(()) => lane.ingested.inc(),
+                Err(reason) => {
+                    self.metrics.dead_letters.inc();
+                    self.dead_letters.keep(&lane.source, record, &reason);
+                }
+            }
+        }
+        // Whatever became of it.
+        self.sequencer.passed(record.epoch, record.position.saturating_add(1));
+        if let Some(partition) = self.partitions.get_mut(&record.epoch) {
+            partition.term = record.term.or(partition.term);
+        }
+    }
+
+    fn sequence(
+        &mut self,
+        lane: &Lane,
+        record: &Record,
+        made: Transformed,
+        now: Moment,
+    ) -> Result<(), Unsequenced> {
+        let (sequence, previous) = self.sequencer.next(&made.stream, record.epoch, record.position)?;
+        if self.private.contains(made.stream.channel()) {
+            self.metrics.private.inc();
+            return Ok(());
+        }
+        let event = Event {
+            stream: made.stream,
+            epoch: record.epoch,
+            sequence,
+            previous,
+            engine_time_us: record.engine_time_us,
+            data: made.data,
+        };
+        self.store.history.keep(event.clone(), now);
+        if lane.warmth.replays(record.epoch) {
+            self.metrics.replayed.inc();
+            self.replayed(lane.id, &event.stream, event.position(), now);
+        } else if let Some(topic) = self.publisher.offer(lane.id, event, now) {
+            self.outlet.join(&topic);
+        }
+        Ok(())
+    }
+
+    fn replayed(&mut self, source: SourceId, stream: &StreamName, at: Position, now: Moment) {
+        if let Some(topic) = self.publisher.replayed(source, stream, at, now) {
+            self.outlet.join(&topic);
+        }
+    }
+
+    pub(super) fn seen(&mut self, batch: &SignedBatch) {
+        let now = self.now();
+        self.publisher.seen(batch.batch(), now);
+    }
+
+    /// What another publisher says of itself.
+    pub(super) fn status(&mut self, publisher: PublisherKey, status: &Status, lanes: &[Lane]) {
+        let now = self.now();
+        for lane in lanes {
+            let warm = status.sources.iter().any(|source| source.name == lane.source && source.warm);
+            let tier = lane.tiers.of(&status.region).filter(|_| warm);
+            self.publisher.peer(publisher, lane.id, tier, now);
+        }
+        self.siblings.insert(publisher, status.clone());
+    }
+
+    pub(super) fn publisher_down(&mut self, publisher: PublisherKey) {
+        let now = self.now();
+        self.publisher.peer_down(publisher, now);
+        self.siblings.remove(&publisher);
+    }
+
+    /// Where streams stand; nothing, if this peer cannot know it yet.
+    pub(super) fn heads(&self, request: &HeadRequest, lanes: &[Lane]) -> Option<HeadReply> {
+        let head = |stream: &StreamName| {
+            if self.private.contains(stream.channel()) {
+                return Some(Head::Private);
+            }
+            if let Some(position) = self.publisher.head(stream) {
+                return Some(Head::At(position));
+            }
+            let mut makers = lanes.iter().filter(|lane| lane.transform.makes(stream.channel())).peekable();
+            if makers.peek().is_none() {
+                return Some(Head::UnknownChannel);
+            }
+            // Who has not read to the end does not know that there is nothing.
+            makers.all(|lane| lane.warmth.is_warm()).then_some(Head::Empty)
+        };
+        let heads = request.streams.iter().map(head).collect::<Option<_>>()?;
+        Some(HeadReply { heads })
+    }
+
+    pub(super) fn woken(&mut self, late: Duration) {
+        let now = self.now();
+        self.publisher.woken(late, now);
+    }
+
+    pub(super) fn next_due(&self) -> Instant {
+        let due = self.publisher.next_due().map(|due| due.max(self.rest_until));
+        let due = due.map_or(self.next_tick, |due| due.min(self.next_tick));
+        self.began + due.since_start()
+    }
+
+    /// Publishes what is due. Then it rests for as long as that took: handing batches over may take half of the time at
+    /// most. When the mesh or the machine is behind, batches so become fewer and larger by themselves.
+    pub(super) async fn publish_due(&mut self) {
+        let begun = self.now();
+        if begun < self.rest_until {
+            return;
+        }
+        let batches = self.publisher.take_due(begun);
+        if !batches.is_empty() {
+            self.send(batches).await;
+            let now = self.now();
+            self.rest_until = now + now.since(begun).min(LONGEST_REST);
+        }
+    }
+
+    async fn send(&mut self, batches: Vec<Batch>) {
+        for batch in batches {
+            let (events, heads) = (batch.events.len() as u64, batch.heads.len() as u64);
+            match SignedBatch::sign(batch, &self.key) {
+                Ok(batch) => {
+                    self.outlet.publish(batch).await;
+                    self.metrics.published.inc_by(events);
+                    self.metrics.heads.inc_by(heads);
+                    self.metrics.batches.inc();
+                }
+                // The limits of a batch are kept when it is put together.
+                Err(error) => tracing::error!(%error, events, heads, "batch cannot be encoded"),
+            }
+        }
+    }
+
+    /// What is done now and then.
+    pub(super) fn tick(&mut self, lanes: &[Lane]) {
+        let now = self.now();
+        if now < self.next_tick {
+            return;
+        }
+        self.next_tick = now + TICK;
+        let gauge = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        let (bytes, events) = self.store.history.size();
+        self.metrics.history_bytes.set(gauge(bytes));
+        self.metrics.history_events.set(gauge(events));
+        self.metrics.leading.set(gauge(self.publisher.leading()));
+        self.metrics.count(self.publisher.counts());
+        let lag_us = u64::try_from(self.publisher.lateness(now).as_micros()).unwrap_or(u64::MAX);
+        self.store.update_status(|status| {
+            status.lag_us = lag_us;
+            for source in &mut status.sources {
+                if let Some(lane) = lanes.iter().find(|lane| lane.source == source.name) {
+                    source.lag = u64::try_from(lane.lag.get()).unwrap_or(0);
+                }
+            }
+        });
+        self.store.set_overview(self.siblings.clone(), self.publisher.standings().collect());
+        if now >= self.next_checkpoint {
+            self.next_checkpoint = now + self.checkpoint_every;
+            self.checkpoint(lanes);
+        }
+    }
+
+    fn checkpoint(&self, lanes: &[Lane]) {
+        let state = Arc::new(self.state(lanes));
+        self.store.set_state(Arc::clone(&state));
+        if let Some(checkpoints) = &self.checkpoints {
+            checkpoints.offer(state);
+        }
+    }
+
+    /// What has to be known to go on from here.
+    fn state(&self, lanes: &[Lane]) -> State {
+        let mut sources: Vec<_> = lanes
+            .iter()
+            .map(|lane| SourceState {
+                name: lane.source.clone(),
+                partitions: Vec::new(),
+                streams: Vec::new(),
+            })
+            .collect();
+        for (epoch, reading) in self.sequencer.partitions() {
+            let Some(at) = self.partitions.get(&epoch) else { continue };
+            let Some(source) = sources.get_mut(usize::from(at.source.0)) else { continue };
+            source.partitions.push(PartitionState {
+                epoch,
+                topic: at.topic.clone(),
+                partition: at.partition,
+                next: reading.next,
+                read_from: reading.read_from,
+                term: at.term,
+            });
+        }
+        for (name, last, left) in self.sequencer.streams() {
+            let Some(at) = self.partitions.get(&last.epoch) else { continue };
+            let Some(source) = sources.get_mut(usize::from(at.source.0)) else { continue };
+            source.streams.push(StreamState { name: name.clone(), last, left: left.to_vec() });
+        }
+        State { sources }
+    }
+
+    /// Publishes what is left, and keeps how far this peer came.
+    pub(super) async fn finish(&mut self, lanes: &[Lane]) {
+        let batches = self.publisher.take_all(self.now());
+        self.send(batches).await;
+        self.checkpoint(lanes);
+        if let Some(checkpoints) = self.checkpoints.take() {
+            checkpoints.end();
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! What ingest counts.
+
+use prometheus::{IntCounter, IntGauge};
+use tickmesh_protocol::takeover::Counts;
+
+use crate::ops::metrics::Registry;
+
+pub(super) struct Metrics {
+    /// Events handed to the mesh by this peer.
+    pub(super) published: IntCounter,
+    pub(super) batches: IntCounter,
+    pub(super) heads: IntCounter,
+    pub(super) dead_letters: IntCounter,
+    pub(super) private: IntCounter,
+    pub(super) replayed: IntCounter,
+    pub(super) leading: IntGauge,
+    pub(super) history_bytes: IntGauge,
+    pub(super) history_events: IntGauge,
+    takeovers: IntCounter,
+    yields: IntCounter,
+    overflowed: IntCounter,
+    /// What of the counts is in the counters already.
+    counted: Counts,
+}
+
+impl Metrics {
+    pub(super) fn new(registry: &Registry) -> Self {
+        Self {
+            published: registry
+                .counter("events_published_total", "Events that this peer published on the mesh."),
+            batches: registry
+                .counter("batches_published_total", "Signed batches that this peer published, heads included."),
+            heads: registry.counter(
+                "heads_published_total",
+                "Heads of silent streams that this peer told the mesh, so that who missed the last event learns of it.",
+            ),
+            dead_letters: registry.counter("dead_letters_total", "Records that could not become events."),
+            private: registry.counter(
+                "events_private_total",
+                "Events of private channels: sequenced, never published by gossip.",
+            ),
+            replayed: registry.counter(
+                "events_replayed_total",
+                "Events of records from before this peer's start: for the history, not for gossip.",
+            ),
+            leading: registry.gauge("topics_led", "Topics that this peer leads."),
+            history_bytes: registry.gauge("history_bytes", "Bytes of events in the history."),
+            history_events: registry.gauge("history_events", "Events in the history."),
+            takeovers: registry.counter(
+                "takeovers_total",
+                "Topics that this peer began to lead because their leader was lost or silent.",
+            ),
+            yields: registry.counter("yields_total", "Topics that this peer gave back to a better rank."),
+            overflowed: registry.dropped_events("backlog_full"),
+            counted: Counts::default(),
+        }
+    }
+
+    pub(super) fn count(&mut self, now: Counts) {
+        self.takeovers.inc_by(now.takeovers - self.counted.takeovers);
+        self.yields.inc_by(now.yields - self.counted.yields);
+        self.overflowed.inc_by(now.overflowed - self.counted.overflowed);
+        self.counted = now;
+    }
+}

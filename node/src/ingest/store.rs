@@ -1,0 +1,391 @@
+//! What feeds are served from: the history, and behind it the log.
+//!
+//! A page is made of events as this peer has them and signed when it is asked for. Where the history does not begin early
+//! enough, the log is read again, in parts that all who wait share ([`super::rescan`]). What is found there is linked
+//! anew: this peer has looked at everything between the reader's position and the next event, so it may say that the one
+//! comes before the other, which the part alone does not tell.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use bytes::Bytes;
+use futures_util::{FutureExt, future::BoxFuture};
+use tickmesh_protocol::{
+    Batch, Epoch, Event, Position, Previous, PublisherKey, Sequence, SignedBatch, SigningKey, StreamName,
+    Topic,
+    batch::MAX_BATCH_EVENTS,
+    checkpoint::{SourceState, State},
+    codec::encode_state,
+    feed::{FeedEnd, Status},
+    takeover::Standing,
+};
+use tokio::sync::watch;
+
+use super::{
+    history::{After, History},
+    rescan::{Rescan, RescanError, Wanted},
+};
+use crate::{
+    ports::{CursorStream, FeedCursor, FeedStep, FeedStore, PAGE_BYTES, Refusal},
+    source::ReadError,
+};
+
+/// The history of an ingest peer and what is behind it, shared by the ingest thread and all feeds.
+pub(super) struct Store {
+    pub(super) history: History,
+    key: SigningKey,
+    boot: u64,
+    private: Arc<HashSet<String>>,
+    status: watch::Sender<Status>,
+    partitions: Mutex<HashMap<Epoch, Partition>>,
+    /// What a sibling that starts is given: as old as the last checkpoint.
+    state: Mutex<Arc<State>>,
+    overview: Mutex<Overview>,
+    rescan: Rescan,
+}
+
+/// How an ingest peer sees the mesh, for people; a second old.
+#[derive(Clone, Debug, Default)]
+pub struct Overview {
+    /// What this peer says of itself.
+    pub me: Status,
+    /// What the other publishers that are connected said last.
+    pub siblings: BTreeMap<PublisherKey, Status>,
+    pub topics: Vec<Standing>,
+}
+
+/// Where the records of an epoch are, and which of them became events of this peer.
+#[derive(Clone, Debug)]
+pub(super) struct Partition {
+    pub(super) source: Arc<str>,
+    pub(super) topic: Arc<str>,
+    pub(super) partition: u32,
+    /// Everything from here on was sequenced.
+    pub(super) read_from: Sequence,
+}
+
+/// A part of the log that has to be looked at for one stream of a feed.
+struct Look {
+    /// In the cursor.
+    stream: usize,
+    epoch: Epoch,
+    from: u64,
+    /// The first position that need not be looked at.
+    until: u64,
+    /// The oldest event that is held, for who cannot be given what is before it.
+    oldest: Option<Position>,
+}
+
+/// What is known of a stream after the position where a reader stands.
+enum Found {
+    Held {
+        head: Option<Position>,
+    },
+    /// Nothing follows.
+    Nothing,
+    Look(Look),
+    Lost {
+        oldest: Option<Position>,
+    },
+}
+
+impl Store {
+    pub(super) fn new(
+        history: History,
+        key: SigningKey,
+        boot: u64,
+        private: Arc<HashSet<String>>,
+        status: Status,
+        rescan: Rescan,
+    ) -> Self {
+        Self {
+            history,
+            key,
+            boot,
+            private,
+            status: watch::Sender::new(status),
+            partitions: Mutex::default(),
+            state: Mutex::default(),
+            overview: Mutex::default(),
+            rescan,
+        }
+    }
+
+    /// Notes where the records of an epoch are, and from where on they were read.
+    pub(super) fn set_partition(&self, epoch: Epoch, partition: Partition) {
+        self.partitions.lock().unwrap_or_else(PoisonError::into_inner).insert(epoch, partition);
+    }
+
+    pub(super) fn set_state(&self, state: Arc<State>) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+    }
+
+    pub(super) fn set_overview(&self, siblings: BTreeMap<PublisherKey, Status>, topics: Vec<Standing>) {
+        let me = self.status.borrow().clone();
+        *self.overview.lock().unwrap_or_else(PoisonError::into_inner) = Overview { me, siblings, topics };
+    }
+
+    pub(super) fn overview(&self) -> Overview {
+        self.overview.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn update_status(&self, update: impl FnOnce(&mut Status)) {
+        self.status.send_modify(update);
+    }
+
+    fn partition(&self, epoch: Epoch) -> Option<Partition> {
+        self.partitions.lock().unwrap_or_else(PoisonError::into_inner).get(&epoch).cloned()
+    }
+
+    fn is_warm(&self) -> bool {
+        self.status.borrow().sources.iter().all(|source| source.warm)
+    }
+
+    fn find(&self, index: usize, stream: &CursorStream) -> Found {
+        let after = self.history.after(&stream.name, stream.after);
+        let oldest = match after {
+            After::All { head } => return Found::Held { head },
+            After::From(position) => Some(position),
+            After::Unknown => None,
+        };
+        let Some(position) = stream.after else {
+            // The oldest there is: nothing, or one that was read and is no longer held.
+            return oldest.map_or(Found::Nothing, |oldest| {
+                Found::Look(Look {
+                    stream: index,
+                    epoch: oldest.epoch,
+                    from: stream.scanned.map_or(oldest.sequence.get(), Sequence::get),
+                    until: oldest.sequence.get() + 1,
+                    oldest: None,
+                })
+            });
+        };
+        let Some(partition) = self.partition(position.epoch) else { return Found::Lost { oldest } };
+        let until = match oldest {
+            // That one as well: what is looked at links it to the reader's position.
+            Some(oldest) if oldest.epoch == position.epoch => oldest.sequence.get() + 1,
+            Some(_) => return Found::Lost { oldest },
+            None => partition.read_from.get(),
+        };
+        let from = (position.sequence.get() + 1).max(stream.scanned.map_or(0, Sequence::get));
+        if from >= until {
+            return if oldest.is_some() { Found::Lost { oldest } } else { Found::Nothing };
+        }
+        Found::Look(Look { stream: index, epoch: position.epoch, from, until, oldest })
+    }
+
+    fn next(self: &Arc<Self>, cursor: &mut FeedCursor) -> Result<FeedStep, Refusal> {
+        if self.private.contains(cursor.topic.channel()) {
+            return Err(Refusal("the channel is private".into()));
+        }
+        if cursor.all {
+            for name in self.history.streams(&cursor.topic) {
+                if cursor.streams.iter().all(|stream| stream.name != name) {
+                    cursor.streams.push(CursorStream::new(name, None));
+                }
+            }
+        }
+        let (mut held, mut looks) = (Vec::new(), Vec::new());
+        for index in 0..cursor.streams.len() {
+            let stream = &mut cursor.streams[index];
+            if matches!(stream.end, Some(FeedEnd::Refused { .. })) {
+                continue;
+            }
+            stream.end = None;
+            match self.find(index, stream) {
+                Found::Held { head } => held.push((index, head)),
+                Found::Nothing => stream.end = Some(FeedEnd::Complete { head: None }),
+                Found::Look(look) => looks.push(look),
+                Found::Lost { oldest } => stream.end = Some(FeedEnd::Refused { oldest }),
+            }
+        }
+        if held.len() < cursor.streams.len() && !self.is_warm() {
+            return Err(Refusal("this peer has not read its logs to the end yet".into()));
+        }
+        if let Some(step) = self.from_history(cursor, &held)? {
+            return Ok(step);
+        }
+        if looks.is_empty() {
+            return Ok(FeedStep { pages: Vec::new(), at_head: true });
+        }
+        self.from_log(cursor, &looks)
+    }
+
+    /// Gives what is held; `None` if there is nothing.
+    fn from_history(
+        &self,
+        cursor: &mut FeedCursor,
+        held: &[(usize, Option<Position>)],
+    ) -> Result<Option<FeedStep>, Refusal> {
+        let wanted: Vec<_> = held
+            .iter()
+            .map(|(index, _)| (cursor.streams[*index].name.clone(), cursor.streams[*index].after))
+            .collect();
+        let page = self.history.page(&wanted, PAGE_BYTES);
+        if page.events.is_empty() {
+            for (index, head) in held {
+                cursor.streams[*index].end = Some(FeedEnd::Complete { head: *head });
+            }
+            return Ok(None);
+        }
+        self.give(cursor, page.events).map(Some)
+    }
+
+    /// Signs events, and moves the cursor behind them.
+    fn give(&self, cursor: &mut FeedCursor, events: Vec<Event>) -> Result<FeedStep, Refusal> {
+        let mut last: HashMap<&StreamName, Position> = HashMap::new();
+        for event in &events {
+            last.insert(&event.stream, event.position());
+        }
+        for stream in &mut cursor.streams {
+            if let Some(position) = last.get(&stream.name) {
+                stream.after = Some(*position);
+            }
+        }
+        drop(last);
+        let page = Batch {
+            publisher: self.key.publisher(),
+            boot: self.boot,
+            counter: 0,
+            topic: cursor.topic.clone(),
+            events,
+            heads: Vec::new(),
+        };
+        match SignedBatch::sign_page(page, &self.key) {
+            Ok(page) => Ok(FeedStep { pages: vec![page], at_head: false }),
+            Err(error) => {
+                tracing::error!(topic = %cursor.topic, %error, "page cannot be encoded");
+                Err(Refusal("the page cannot be encoded".into()))
+            }
+        }
+    }
+
+    /// Looks at the next part of the log, for all streams that need it.
+    fn from_log(self: &Arc<Self>, cursor: &mut FeedCursor, looks: &[Look]) -> Result<FeedStep, Refusal> {
+        let waiting = Ok(FeedStep::default());
+        let Some(first) = looks.iter().min_by_key(|look| (look.epoch.as_u64(), look.from)) else {
+            return waiting;
+        };
+        let mut here: Vec<_> = looks.iter().filter(|look| look.epoch == first.epoch).collect();
+        let (epoch, from) = (first.epoch, first.from);
+        let until = here.iter().map(|look| look.until).max().unwrap_or(from);
+        let Some(Partition { source, topic, partition, .. }) = self.partition(epoch) else {
+            return refuse(cursor, here);
+        };
+        let rescan = self.rescan.clone();
+        let mut read: BoxFuture<'static, _> = Box::pin(async move {
+            let wanted = Wanted { source: &source, epoch, topic: &topic, partition, from, until };
+            rescan.read(wanted).await
+        });
+        let Some(read) = (&mut read).now_or_never() else {
+            let (store, topic) = (Arc::clone(self), cursor.topic.clone());
+            tokio::spawn(async move {
+                // Whoever waits asks again, and then finds it.
+                let _ = read.await;
+                store.history.wake(&topic);
+            });
+            return waiting;
+        };
+        match read {
+            Ok(part) => {
+                // At the end of the log there is no more, whatever was expected.
+                let end = if part.next > from { part.next } else { until };
+                here.retain(|look| look.from < end);
+                self.give_part(cursor, &here, &part, end)
+            }
+            Err(RescanError::Read(ReadError::Trimmed { oldest, .. })) => {
+                for look in here.iter_mut().filter(|look| look.from < oldest) {
+                    let left = Sequence::new(oldest).ok().filter(|oldest| oldest.get() < look.until);
+                    let left = left.map(|sequence| Position { epoch, sequence });
+                    cursor.streams[look.stream].end = Some(FeedEnd::Refused { oldest: left.or(look.oldest) });
+                }
+                waiting
+            }
+            Err(RescanError::OtherEpoch { .. } | RescanError::Read(ReadError::UnknownPartition { .. })) => {
+                refuse(cursor, here)
+            }
+            Err(error) => Err(Refusal(error.to_string().into())),
+        }
+    }
+
+    fn give_part(
+        &self,
+        cursor: &mut FeedCursor,
+        looks: &[&Look],
+        events: &[Event],
+        end: u64,
+    ) -> Result<FeedStep, Refusal> {
+        let mut found = Vec::new();
+        let mut bytes = 0;
+        for look in looks {
+            let stream = &mut cursor.streams[look.stream];
+            let mut after = stream.after;
+            let mut until = look.until.min(end);
+            let in_reach = |event: &&Event| {
+                event.epoch == look.epoch && (look.from..until).contains(&event.sequence.get())
+            };
+            for event in events.iter().filter(|event| event.stream == stream.name).filter(in_reach) {
+                if bytes >= PAGE_BYTES || found.len() >= MAX_BATCH_EVENTS {
+                    // The rest is looked at again.
+                    until = event.sequence.get();
+                    break;
+                }
+                bytes += event.data.len();
+                found.push(Event { previous: linked_to(after, event), ..event.clone() });
+                after = Some(event.position());
+            }
+            stream.scanned = Sequence::new(until).ok();
+        }
+        if found.is_empty() {
+            return Ok(FeedStep::default());
+        }
+        self.give(cursor, found)
+    }
+}
+
+/// Refuses streams for good: their log is not here any more.
+fn refuse(cursor: &mut FeedCursor, looks: Vec<&Look>) -> Result<FeedStep, Refusal> {
+    for look in looks {
+        cursor.streams[look.stream].end = Some(FeedEnd::Refused { oldest: look.oldest });
+    }
+    Ok(FeedStep::default())
+}
+
+/// What came before an event, for a reader who has been given everything up to `after`.
+fn linked_to(after: Option<Position>, event: &Event) -> Previous {
+    match after {
+        Some(after) if after.epoch == event.epoch => Previous::At(after.sequence),
+        _ => Previous::Unknown { read_from: event.sequence },
+    }
+}
+
+/// What feeds ask, with the [`Arc`] that reading the log needs.
+pub(super) struct Feeds(pub(super) Arc<Store>);
+
+impl FeedStore for Feeds {
+    fn next<'a>(&'a self, cursor: &'a mut FeedCursor) -> BoxFuture<'a, Result<FeedStep, Refusal>> {
+        Box::pin(async move { self.0.next(cursor) })
+    }
+
+    fn changed(&self, topic: &Topic) -> BoxFuture<'_, ()> {
+        let notified = self.0.history.notify(topic).notified_owned();
+        Box::pin(notified)
+    }
+
+    fn status(&self) -> watch::Receiver<Status> {
+        self.0.status.subscribe()
+    }
+
+    fn state(&self, source: &str) -> BoxFuture<'_, Option<Bytes>> {
+        let warm = self.0.status.borrow().sources.iter().any(|known| known.name == source && known.warm);
+        if !warm {
+            return Box::pin(std::future::ready(None));
+        }
+        let state = Arc::clone(&self.0.state.lock().unwrap_or_else(PoisonError::into_inner));
+        let state = state.source(source).map(|source: &SourceState| State { sources: vec![source.clone()] });
+        let bytes = state.and_then(|state| encode_state(&state).ok()).map(Bytes::from);
+        Box::pin(std::future::ready(bytes))
+    }
+}
