@@ -36,12 +36,15 @@ pub(super) use streams::{FeedStreams, Incoming, Open};
 pub(super) const PROTOCOL: StreamProtocol = StreamProtocol::new("/tickmesh/feed/1");
 
 /// Feeds that one peer may have open at a publisher. Yamux ends the whole connection at 512 streams, so this stays far
-/// below.
+/// below, and a node keeps to it by itself.
 pub const MAX_FEEDS_PER_PEER: usize = 64;
 
 /// Feeds for a range of events that one node asks one publisher for at a time; the rest waits here. Leaves half of
-/// [`MAX_FEEDS_PER_PEER`] to live ones.
+/// [`MAX_FEEDS_PER_PEER`] to others.
 pub const MAX_ASKED_FEEDS: usize = MAX_FEEDS_PER_PEER / 2;
+
+/// Live feeds that one node has open at one publisher; more are refused here. Leaves two for its status and state.
+pub const MAX_LIVE_FEEDS: usize = MAX_FEEDS_PER_PEER - MAX_ASKED_FEEDS - 2;
 
 /// Feeds that all peers but publishers may have open at a publisher. Each holds [`crate::ports::PAGE_BYTES`] while its
 /// reader is slow: 128 MiB.

@@ -21,7 +21,7 @@ use tokio::{
 use tokio_util::compat::TokioAsyncReadCompatExt;
 
 use super::{
-    LivePublishers, MAX_ASKED_FEEDS, Open, Server, Settings,
+    LivePublishers, MAX_ASKED_FEEDS, MAX_LIVE_FEEDS, Open, Server, Settings,
     serving::kind,
     streams::OpenError,
     wire::{FrameReader, FrameWriter, Io},
@@ -38,6 +38,8 @@ pub enum FeedError {
     UnknownPublisher(PublisherKey),
     #[error("the publisher is not connected")]
     NotConnected,
+    #[error("{MAX_LIVE_FEEDS} live feeds are open at this publisher")]
+    TooManyLive,
     #[error("the peer does not serve feeds")]
     Unsupported,
     #[error("refused: {0}")]
@@ -71,8 +73,13 @@ impl From<InvalidBatch> for FeedError {
     }
 }
 
-/// How many feeds for a range one publisher is asked for at a time.
-pub(in crate::mesh) type Places = HashMap<PublisherKey, (PeerId, Arc<Semaphore>)>;
+/// A publisher that may be asked, and for how many feeds more.
+#[derive(Clone)]
+struct Publisher {
+    peer: PeerId,
+    ranges: Arc<Semaphore>,
+    live: Arc<Semaphore>,
+}
 
 /// Asks for feeds. Cheap to clone.
 #[derive(Clone)]
@@ -84,7 +91,7 @@ pub(in crate::mesh) struct FeedClient {
     open: mpsc::Sender<Open>,
     settings: Settings,
     believed: Arc<HashSet<PublisherKey>>,
-    places: Arc<Places>,
+    publishers: Arc<HashMap<PublisherKey, Publisher>>,
     live: watch::Receiver<LivePublishers>,
     metrics: Arc<FeedMetrics>,
 }
@@ -110,10 +117,12 @@ impl fmt::Debug for FeedClient {
 impl FeedClient {
     pub(in crate::mesh) fn new(parts: ClientParts) -> Self {
         let ClientParts { me, peer_id, local, open, settings, believed, live, metrics } = parts;
-        let place =
-            |key: &PublisherKey| Some((*key, (peer_of(key)?, Arc::new(Semaphore::new(MAX_ASKED_FEEDS)))));
-        let places = Arc::new(believed.iter().filter_map(place).collect());
-        Self { me, peer_id, local, open, settings, believed, places, live, metrics }
+        let publisher = |key: &PublisherKey| {
+            let [ranges, live] = [MAX_ASKED_FEEDS, MAX_LIVE_FEEDS].map(|most| Arc::new(Semaphore::new(most)));
+            Some((*key, Publisher { peer: peer_of(key)?, ranges, live }))
+        };
+        let publishers = Arc::new(believed.iter().filter_map(publisher).collect());
+        Self { me, peer_id, local, open, settings, believed, publishers, live, metrics }
     }
 
     pub(in crate::mesh) fn live_publishers(&self) -> watch::Receiver<LivePublishers> {
@@ -127,28 +136,37 @@ impl FeedClient {
         request: FeedRequest,
     ) -> Result<FeedReader, FeedError> {
         let kind = kind(&request);
-        let opened = self.open(publisher, request).await;
-        if opened.is_err() {
-            self.metrics.asked(kind, "failed");
+        let opened = async {
+            let bytes = codec::encode_feed_request(&request).map_err(FeedError::Request)?;
+            Ok((self.open(publisher, &request).await?, bytes))
+        };
+        match opened.await {
+            Ok((mut reader, bytes)) => {
+                reader.request(&bytes).await?;
+                Ok(reader)
+            }
+            Err(error) => {
+                self.metrics.asked(kind, "failed");
+                Err(error)
+            }
         }
-        opened
     }
 
-    async fn open(&self, publisher: PublisherKey, request: FeedRequest) -> Result<FeedReader, FeedError> {
-        let (peer, places) =
-            self.places.get(&publisher).ok_or(FeedError::UnknownPublisher(publisher))?.clone();
-        let bytes = codec::encode_feed_request(&request).map_err(FeedError::Request)?;
-        let place = if request.topic().is_some() && !request.is_live() {
+    async fn open(&self, publisher: PublisherKey, request: &FeedRequest) -> Result<FeedReader, FeedError> {
+        let Publisher { peer, ranges, live } =
+            self.publishers.get(&publisher).ok_or(FeedError::UnknownPublisher(publisher))?.clone();
+        let place = match (request.topic(), request.is_live()) {
+            (None, _) => None,
+            (Some(_), true) => Some(live.try_acquire_owned().map_err(|_| FeedError::TooManyLive)?),
             // It is never closed.
-            places.acquire_owned().await.ok()
-        } else {
-            None
+            (Some(_), false) => ranges.acquire_owned().await.ok(),
         };
         let io =
             if publisher == self.me { self.open_local()? } else { self.open_stream(peer, publisher).await? };
-        let mut reader = FeedReader {
+        self.metrics.reading.inc();
+        Ok(FeedReader {
             topic: request.topic().cloned(),
-            kind: kind(&request),
+            kind: kind(request),
             live: request.is_live(),
             state_bytes: 0,
             frames: FrameReader::new(MAX_FEED_FRAME_BYTES),
@@ -156,10 +174,7 @@ impl FeedClient {
             believed: self.believed.clone(),
             metrics: self.metrics.clone(),
             open: Some((io, place)),
-        };
-        reader.metrics.reading.inc();
-        reader.request(&bytes).await?;
-        Ok(reader)
+        })
     }
 
     async fn open_stream(&self, peer: PeerId, publisher: PublisherKey) -> Result<Box<dyn Io>, FeedError> {
