@@ -156,6 +156,8 @@ struct Hole {
     barren: u32,
     refusals: u32,
     failures: u32,
+    /// All of these together: each server has its turn.
+    tries: u32,
     /// In a row: fetches from servers that stood before what was claimed, before what is held.
     unproven: u32,
     behind: u32,
@@ -350,7 +352,7 @@ impl Repair {
             // The position just before; if there is none, the oldest is asked for by name of nothing.
             Some(oldest) => oldest.sequence.before().map(|sequence| Position { sequence, ..oldest }),
         };
-        Some(Fetch { id: self.fetch_id, after, attempt: hole.vain() })
+        Some(Fetch { id: self.fetch_id, after, attempt: hole.tries })
     }
 
     /// A fetch has ended; what it brought was received before.
@@ -418,6 +420,7 @@ impl Hole {
             barren: 0,
             refusals: 0,
             failures: 0,
+            tries: 0,
             unproven: 0,
             behind: 0,
             began_at: None,
@@ -455,11 +458,6 @@ impl Hole {
         }
     }
 
-    /// Fetches in vain of all kinds.
-    fn vain(&self) -> u32 {
-        self.barren + self.refusals + self.failures + self.unproven + self.behind
-    }
-
     /// Where an empty stream stands in the epoch of what is known to be missing.
     fn before_first(&self, link: &Link) -> Option<Position> {
         let epoch = self.held.oldest(link).or(self.claimed)?.epoch;
@@ -470,7 +468,7 @@ impl Hole {
     /// Puts out what was held and follows now.
     fn progress(&mut self, link: &mut Link, way: Way, outputs: &mut Vec<Output>) {
         if way == Way::Feed {
-            (self.barren, self.refusals, self.failures) = (0, 0, 0);
+            (self.barren, self.refusals, self.failures, self.tries) = (0, 0, 0, 0);
         }
         self.held.release(link, outputs);
         if self.claimed.is_none_or(|claimed| !is_newer(link, claimed)) {
@@ -490,13 +488,20 @@ impl Hole {
 
     fn ended(&mut self, end: Fetched, link: &mut Link, now: Moment, outputs: &mut Vec<Output>) {
         self.suspected |= std::mem::take(&mut self.examined) && end == Fetched::Failed;
+        if link.last() == self.began_at {
+            self.tries = self.tries.saturating_add(1);
+        }
         match end {
             Fetched::Failed => {
                 self.failures += 1;
                 self.fetch = FetchState::Due(now + pause(self.failures));
             }
             Fetched::Ended(FeedEnd::Complete { head }) => {
-                self.forgiven = None;
+                // A server that does not have it, either, is not the one that told of it: another one is asked.
+                let elsewhere = |oldest: &Position| {
+                    link.last() == self.began_at && !covers(head, *oldest) && self.barren < UNPROVEN
+                };
+                self.forgiven = self.forgiven.filter(elsewhere);
                 self.compare(head, link);
                 // If it brought something, what else is missing most likely came while this was on its way.
                 if link.last() == self.began_at {

@@ -23,6 +23,8 @@ pub(super) struct Client {
 pub(super) struct Live {
     /// The event that must come next, as an index of the stream's events.
     pub(super) next: usize,
+    /// Nothing was known of the stream: an older event may come first.
+    open: bool,
     epoch: Option<Epoch>,
     reset: Option<Epoch>,
     gap: bool,
@@ -133,7 +135,13 @@ impl World<'_> {
             self.fail(Fault::JoinedBehind, text);
             return;
         }
-        let live = Live { next, epoch: position.map(|position| position.epoch), reset: None, gap: false };
+        let live = Live {
+            next,
+            open: position.is_none(),
+            epoch: position.map(|position| position.epoch),
+            reset: None,
+            gap: false,
+        };
         if let Some(Some(client)) = self.clients.get_mut(number) {
             client.live = Some(live);
         }
@@ -141,8 +149,16 @@ impl World<'_> {
 
     /// Events of a stream before the first that is not before these positions.
     fn events_before(&self, stream: usize, read: &[Position]) -> usize {
-        let before =
-            |at: Position| read.iter().any(|read| read.epoch == at.epoch && at.sequence < read.sequence);
+        let partition = self.log.partition(self.scenario.world.streams[stream]);
+        let newest = read
+            .iter()
+            .filter_map(|read| Some((partition.generation(read.epoch)?, *read)))
+            .max_by_key(|(g, _)| *g);
+        let Some((generation, read)) = newest else { return 0 };
+        let before = |at: Position| match partition.generation(at.epoch) {
+            Some(known) if known == generation => at.sequence < read.sequence,
+            known => known < Some(generation),
+        };
         let events = self.log.stream(stream);
         events.iter().rposition(|event| before(event.position)).map_or(0, |last| last + 1)
     }
@@ -182,7 +198,13 @@ impl World<'_> {
                 });
                 self.check_delivered(number, stream, event.position(), &live);
                 if let Some(index) = self.log.index_of(stream, event.position()) {
-                    live = Live { next: index + 1, epoch: Some(event.epoch), reset: None, gap: false };
+                    live = Live {
+                        next: index + 1,
+                        open: false,
+                        epoch: Some(event.epoch),
+                        reset: None,
+                        gap: false,
+                    };
                 }
             }
         }
@@ -207,7 +229,7 @@ impl World<'_> {
             let text = format!("client {client} is told a reset, but then gets {name} {at}");
             self.fail(Fault::Reset, text);
         }
-        if index < live.next {
+        if index < live.next && !live.open {
             self.fail(Fault::Doubled, format!("client {client} gets {name} {at} again, or too late"));
         }
         let crossing = live.epoch != Some(position.epoch);
