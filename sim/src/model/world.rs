@@ -18,7 +18,7 @@ mod ops;
 
 use std::rc::Rc;
 
-use tickmesh_protocol::{Moment, Position, StreamName};
+use tickmesh_protocol::{Moment, Position};
 
 use self::{clients::Client, edge::Edge, ingest::Ingest, names::Names, net::Net};
 use super::{
