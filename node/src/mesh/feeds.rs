@@ -62,8 +62,9 @@ pub struct Settings {
     /// A reader that takes not one byte for this long is cut off.
     pub write: Duration,
     /// Within this, a server sends at least one byte; it sends [`tickmesh_protocol::feed::FeedFrame::Working`] when there
-    /// is nothing else. Five times [`Self::keep_alive`].
+    /// is nothing else. Many times [`Self::keep_alive`].
     pub idle: Duration,
+    /// How often it says that it works: before an asker takes it for frozen and asks another.
     pub keep_alive: Duration,
     /// How long a request for a range may wait for its next page, most of all for a log.
     pub patience: Duration,
@@ -81,7 +82,7 @@ impl Default for Settings {
             request: Duration::from_secs(5),
             write: Duration::from_secs(30),
             idle: Duration::from_secs(5),
-            keep_alive: Duration::from_secs(1),
+            keep_alive: Duration::from_millis(400),
             patience: Duration::from_secs(60),
             status_every: Duration::from_millis(500),
             per_peer: MAX_FEEDS_PER_PEER,

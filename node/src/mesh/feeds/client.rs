@@ -235,32 +235,35 @@ impl FeedReader {
     /// If the peer refuses, says nothing for five seconds, or sends what is not to be believed. The feed then has ended.
     pub async fn next(&mut self) -> Result<Option<FeedFrame>, FeedError> {
         loop {
-            let Some((io, _)) = &mut self.open else {
-                return Ok(None);
-            };
-            let read = self.frames.next(io, self.settings.idle).await.map_err(FeedError::from);
-            let frame = read.and_then(|bytes| {
-                self.metrics.received(bytes.len());
-                self.check(codec::decode_feed_frame(&bytes)?)
-            });
-            match frame {
-                Ok(FeedFrame::Working) => {}
-                Ok(frame) => {
-                    if self.is_last(&frame) {
-                        self.close("complete");
-                    }
-                    return Ok(Some(frame));
-                }
-                Err(error) => {
-                    self.close(match error {
-                        FeedError::Refused(_) => "refused",
-                        FeedError::Invalid(_) => "invalid",
-                        _ => "failed",
-                    });
-                    return Err(error);
-                }
+            match self.next_or_working().await {
+                Ok(Some(FeedFrame::Working)) => {}
+                other => return other,
             }
         }
+    }
+
+    /// As [`Self::next`], and [`FeedFrame::Working`] as well: for who would rather ask another peer than wait for one that
+    /// does not even say that it works.
+    ///
+    /// # Errors
+    /// As [`Self::next`].
+    pub async fn next_or_working(&mut self) -> Result<Option<FeedFrame>, FeedError> {
+        let Some((io, _)) = &mut self.open else {
+            return Ok(None);
+        };
+        let read = self.frames.next(io, self.settings.idle).await.map_err(FeedError::from);
+        let frame = read.and_then(|bytes| {
+            self.metrics.received(bytes.len());
+            self.check(codec::decode_feed_frame(&bytes)?)
+        });
+        match &frame {
+            Ok(frame) if self.is_last(frame) => self.close("complete"),
+            Ok(_) => {}
+            Err(FeedError::Refused(_)) => self.close("refused"),
+            Err(FeedError::Invalid(_)) => self.close("invalid"),
+            Err(_) => self.close("failed"),
+        }
+        frame.map(Some)
     }
 
     async fn request(&mut self, bytes: &[u8]) -> Result<(), FeedError> {
