@@ -190,6 +190,17 @@ impl Scenario {
         self.world.ingests.iter().map(|ingest| ingest.starts).fold(last, Time::max)
     }
 
+    /// Whether all that goes wrong is that single ingest peers of several die.
+    pub fn only_deaths(&self) -> bool {
+        let world = &self.world;
+        let death = |what: &What| matches!(what, What::Crash { peer: Peer::Ingest(_), .. });
+        world.loss == 0
+            && world.ingests.len() > 1
+            && world.ingests.iter().all(|ingest| ingest.starts == 0)
+            && self.ops.iter().all(|op| !op.what.is_fault() || death(&op.what))
+            && self.ops.iter().filter(|op| death(&op.what)).count() == 1
+    }
+
     /// Whether nothing ever goes wrong.
     pub fn is_calm(&self) -> bool {
         let world = &self.world;

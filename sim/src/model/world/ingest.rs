@@ -407,7 +407,7 @@ impl World<'_> {
             ingest.publisher.offer(source, event, now);
         } else {
             ingest.publisher.replayed(source, &event.stream, event.position(), now);
-            self.note_replayed(stream, index);
+            self.note_replayed(stream, index, &event);
         }
         self.join_as_ingest(id, self.names.topic_of[stream]);
     }
