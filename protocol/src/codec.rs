@@ -18,7 +18,7 @@ use crate::{
     batch::{MAX_BATCH_EVENTS, MAX_BATCH_HEADS, SIGNATURE_BYTES},
     event::MAX_EVENT_DATA_BYTES,
     feed::MAX_STATUS_SOURCES,
-    head::{Head, HeadReply, HeadRequest, MAX_HEAD_STREAMS},
+    head::{Head, HeadReply, HeadRequest, MAX_HEAD_READ, MAX_HEAD_STREAMS},
     position::SequenceTooLarge,
     stream::InvalidStreamName,
     topic::InvalidTopic,
@@ -72,6 +72,8 @@ pub enum CodecError {
     ForeignStream(String),
     #[error("{0} streams asked about; at most {MAX_HEAD_STREAMS} at once")]
     StreamCount(usize),
+    #[error("an answer about heads names at most {MAX_HEAD_READ} epochs, not {0}")]
+    ReadCount(usize),
     #[error("stream {0} is named twice")]
     RepeatedStream(String),
     #[error("{0} sources in one status; at most {MAX_STATUS_SOURCES}")]
@@ -124,6 +126,12 @@ enum WirePrevious {
 struct WireHeadRequest<'a> {
     topic: &'a str,
     streams: Vec<&'a str>,
+}
+
+#[derive(Encode, BorrowDecode)]
+struct WireHeadReply {
+    heads: Vec<WireHead>,
+    read: Vec<(u64, u64)>,
 }
 
 #[derive(Encode, BorrowDecode)]
@@ -280,6 +288,8 @@ pub fn decode_head_request(bytes: &[u8]) -> Result<HeadRequest, CodecError> {
 /// Encodes an answer about heads.
 pub fn encode_head_reply(reply: &HeadReply) -> Result<Vec<u8>, CodecError> {
     check_stream_count(reply.heads.len())?;
+    check_read_count(reply.read.len())?;
+    let read = reply.read.iter().map(|at| (at.epoch.as_u64(), at.sequence.get())).collect();
     let heads: Vec<WireHead> = reply
         .heads
         .iter()
@@ -292,15 +302,19 @@ pub fn encode_head_reply(reply: &HeadReply) -> Result<Vec<u8>, CodecError> {
             Head::Private => WireHead::Private,
         })
         .collect();
-    encode(&heads)
+    encode(&WireHeadReply { heads, read })
 }
 
 /// Decodes an answer about heads.
 pub fn decode_head_reply(bytes: &[u8]) -> Result<HeadReply, CodecError> {
     check_size(bytes.len(), MAX_HEAD_BYTES)?;
-    let wire: Vec<WireHead> = decode(bytes)?;
-    check_stream_count(wire.len())?;
+    let wire: WireHeadReply = decode(bytes)?;
+    check_stream_count(wire.heads.len())?;
+    check_read_count(wire.read.len())?;
+    let read = wire.read.into_iter().map(|(epoch, sequence)| position_of(epoch, sequence));
+    let read = read.collect::<Result<_, _>>()?;
     let heads = wire
+        .heads
         .into_iter()
         .map(|head| {
             Ok(match head {
@@ -311,7 +325,7 @@ pub fn decode_head_reply(bytes: &[u8]) -> Result<HeadReply, CodecError> {
             })
         })
         .collect::<Result<_, CodecError>>()?;
-    Ok(HeadReply { heads })
+    Ok(HeadReply { heads, read })
 }
 
 fn encode(message: &impl Encode) -> Result<Vec<u8>, CodecError> {
@@ -345,6 +359,10 @@ fn check_counts(events: usize, heads: usize) -> Result<(), CodecError> {
     // Heads alone are a batch, too.
     let least = usize::from(heads == 0);
     if (least..=MAX_BATCH_EVENTS).contains(&events) { Ok(()) } else { Err(CodecError::EventCount(events)) }
+}
+
+fn check_read_count(count: usize) -> Result<(), CodecError> {
+    if count <= MAX_HEAD_READ { Ok(()) } else { Err(CodecError::ReadCount(count)) }
 }
 
 fn check_stream_count(count: usize) -> Result<(), CodecError> {

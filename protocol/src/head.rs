@@ -8,6 +8,9 @@ use crate::{Position, StreamName, Topic};
 /// Most streams in one question.
 pub const MAX_HEAD_STREAMS: usize = 1024;
 
+/// Most epochs of which an answer says how far they were read: more partitions than one ingest peer reads.
+pub const MAX_HEAD_READ: usize = 4096;
+
 /// Asks where streams of one topic stand.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeadRequest {
@@ -20,6 +23,9 @@ pub struct HeadRequest {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeadReply {
     pub heads: Vec<Head>,
+    /// Of a stream that is [`Head::Empty`] there is no event before these positions, one per epoch that the answerer reads. At
+    /// most [`MAX_HEAD_READ`]; none, if it does not say.
+    pub read: Vec<Position>,
 }
 
 /// Where one stream stands.

@@ -22,7 +22,7 @@
 //! What somebody *claims* (a head message, the answer to a question) never moves the stream: it only makes it look, and so does
 //! the return of a server after a pause ([`Repair::suspect`]). Every step is by an event that a publisher signed.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
@@ -156,6 +156,8 @@ struct Hole {
     barren: u32,
     refusals: u32,
     failures: u32,
+    /// All of these together: each server has its turn.
+    tries: u32,
     /// In a row: fetches from servers that stood before what was claimed, before what is held.
     unproven: u32,
     behind: u32,
@@ -203,14 +205,24 @@ impl Repair {
     /// Held events of other epochs are left out: most likely they are late ones of an epoch that the stream has left. If they
     /// are of a new one, what is published next shows it.
     pub fn joined(&mut self, head: Option<Position>, now: Moment, outputs: &mut Vec<Output>) {
+        self.go_live(Link::at(head), now, outputs);
+    }
+
+    /// The stream has had no event; whoever says so has read everything before these positions, one per epoch.
+    pub fn joined_empty(&mut self, read: Arc<[Position]>, now: Moment, outputs: &mut Vec<Output>) {
+        self.go_live(Link::empty(read), now, outputs);
+    }
+
+    fn go_live(&mut self, link: Link, now: Moment, outputs: &mut Vec<Output>) {
         let State::Joining { held, claimed } = &mut self.state else {
             // An answer that comes twice changes nothing.
             return;
         };
         let (held, claimed) = (std::mem::take(held), claimed.take());
-        self.state = State::Live { link: Link::at(head), hole: None };
+        let (head, empty) = (link.last(), link.clone());
+        self.state = State::Live { link, hole: None };
         for (epoch, events) in held.epochs {
-            if head.is_none_or(|head| head.epoch == epoch) {
+            if head.map_or_else(|| empty.may_hold(epoch), |head| head.epoch == epoch) {
                 for event in events.into_values() {
                     self.receive(&event, Way::Gossip, now, outputs);
                 }
@@ -336,11 +348,11 @@ impl Repair {
         hole.examined = std::mem::take(&mut hole.suspected);
         self.fetch_id = self.fetch_id.wrapping_add(1);
         let after = match hole.forgiven {
-            None => link.last(),
+            None => link.last().or_else(|| hole.before_first(link)),
             // The position just before; if there is none, the oldest is asked for by name of nothing.
             Some(oldest) => oldest.sequence.before().map(|sequence| Position { sequence, ..oldest }),
         };
-        Some(Fetch { id: self.fetch_id, after, attempt: hole.vain() })
+        Some(Fetch { id: self.fetch_id, after, attempt: hole.tries })
     }
 
     /// A fetch has ended; what it brought was received before.
@@ -372,7 +384,7 @@ fn is_further(known: Position, claimed: Position) -> bool {
 /// Whether a position is one that the stream has not come to.
 fn is_newer(link: &Link, position: Position) -> bool {
     match link.last() {
-        None => true,
+        None => link.empty_before(position.epoch).is_none_or(|read| position.sequence >= read.sequence),
         Some(last) if last.epoch == position.epoch => position.sequence > last.sequence,
         Some(_) => !link.has_left(position.epoch),
     }
@@ -408,6 +420,7 @@ impl Hole {
             barren: 0,
             refusals: 0,
             failures: 0,
+            tries: 0,
             unproven: 0,
             behind: 0,
             began_at: None,
@@ -445,15 +458,17 @@ impl Hole {
         }
     }
 
-    /// Fetches in vain of all kinds.
-    fn vain(&self) -> u32 {
-        self.barren + self.refusals + self.failures + self.unproven + self.behind
+    /// Where an empty stream stands in the epoch of what is known to be missing.
+    fn before_first(&self, link: &Link) -> Option<Position> {
+        let epoch = self.held.oldest(link).or(self.claimed)?.epoch;
+        let read = link.empty_before(epoch)?;
+        Some(Position { sequence: read.sequence.before()?, ..read })
     }
 
     /// Puts out what was held and follows now.
     fn progress(&mut self, link: &mut Link, way: Way, outputs: &mut Vec<Output>) {
         if way == Way::Feed {
-            (self.barren, self.refusals, self.failures) = (0, 0, 0);
+            (self.barren, self.refusals, self.failures, self.tries) = (0, 0, 0, 0);
         }
         self.held.release(link, outputs);
         if self.claimed.is_none_or(|claimed| !is_newer(link, claimed)) {
@@ -473,13 +488,20 @@ impl Hole {
 
     fn ended(&mut self, end: Fetched, link: &mut Link, now: Moment, outputs: &mut Vec<Output>) {
         self.suspected |= std::mem::take(&mut self.examined) && end == Fetched::Failed;
+        if link.last() == self.began_at {
+            self.tries = self.tries.saturating_add(1);
+        }
         match end {
             Fetched::Failed => {
                 self.failures += 1;
                 self.fetch = FetchState::Due(now + pause(self.failures));
             }
             Fetched::Ended(FeedEnd::Complete { head }) => {
-                self.forgiven = None;
+                // A server that does not have it, either, is not the one that told of it: another one is asked.
+                let elsewhere = |oldest: &Position| {
+                    link.last() == self.began_at && !covers(head, *oldest) && self.barren < UNPROVEN
+                };
+                self.forgiven = self.forgiven.filter(elsewhere);
                 self.compare(head, link);
                 // If it brought something, what else is missing most likely came while this was on its way.
                 if link.last() == self.began_at {

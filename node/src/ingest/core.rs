@@ -11,7 +11,7 @@ use tickmesh_protocol::{
     Batch, Epoch, Event, Moment, Position, PublisherKey, Sequence, SignedBatch, SigningKey, StreamName,
     checkpoint::{PartitionState, SourceState, State, StreamState},
     feed::Status,
-    head::{Head, HeadReply, HeadRequest},
+    head::{Head, HeadReply, HeadRequest, MAX_HEAD_READ},
     sequencer::{Sequencer, Unsequenced},
     takeover::{Publisher, SourceId},
 };
@@ -270,6 +270,10 @@ impl Core {
             if let Some(position) = self.publisher.head(stream) {
                 return Some(Head::At(position));
             }
+            // Its first event is about to be published, and then the answer is better.
+            if self.sequencer.last(stream).is_some() {
+                return None;
+            }
             let mut makers = lanes.iter().filter(|lane| lane.transform.makes(stream.channel())).peekable();
             if makers.peek().is_none() {
                 return Some(Head::UnknownChannel);
@@ -277,8 +281,19 @@ impl Core {
             // Who has not read to the end does not know that there is nothing.
             makers.all(|lane| lane.warmth.is_warm()).then_some(Head::Empty)
         };
-        let heads = request.streams.iter().map(head).collect::<Option<_>>()?;
-        Some(HeadReply { heads })
+        let heads = request.streams.iter().map(head).collect::<Option<Vec<_>>>()?;
+        let mut read = Vec::new();
+        if heads.contains(&Head::Empty) {
+            let next = self.sequencer.partitions().filter_map(|(epoch, reading)| {
+                Some(Position { epoch, sequence: Sequence::new(reading.next).ok()? })
+            });
+            read.extend(next.take(MAX_HEAD_READ + 1));
+            if read.len() > MAX_HEAD_READ {
+                // Half of it would say that the others are not read.
+                read.clear();
+            }
+        }
+        Some(HeadReply { heads, read })
     }
 
     pub(super) fn woken(&mut self, late: Duration) {

@@ -263,7 +263,10 @@ impl Ingest {
                             None => Head::Empty,
                         };
                         // Whoever asked may have gone.
-                        let _ = answer.send(HeadReply { heads: request.streams.iter().map(head).collect() });
+                        let _ = answer.send(HeadReply {
+                            heads: request.streams.iter().map(head).collect(),
+                            read: Vec::new(),
+                        });
                     }
                 }
             }

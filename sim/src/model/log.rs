@@ -14,8 +14,8 @@ pub struct Log {
 
 #[derive(Debug)]
 pub struct Partition {
-    /// How often it was made anew.
-    generation: u64,
+    /// The epochs it has had, the last one included.
+    epochs: Vec<Epoch>,
     epoch: Epoch,
     /// Position of `records[0]`.
     base: u64,
@@ -39,8 +39,6 @@ pub struct Truth {
     pub appended: Time,
     /// When it could no longer be read.
     pub gone: Option<Time>,
-    /// Whether it went because its partition was made anew.
-    pub anew: bool,
     /// Ingest peers that have read it, as bits.
     pub read_by: u32,
 }
@@ -60,12 +58,9 @@ pub struct Read {
 impl Log {
     /// `first[p]` is the position at which partition `p` begins.
     pub fn new(seed: u64, first: &[u64], streams: usize) -> Self {
-        let partitions = first.iter().enumerate().map(|(partition, first)| Partition {
-            generation: 0,
-            epoch: epoch(seed, partition, 0),
-            base: *first,
-            begin: *first,
-            records: Vec::new(),
+        let partitions = first.iter().enumerate().map(|(partition, first)| {
+            let epoch = epoch(seed, partition, 0);
+            Partition { epochs: vec![epoch], epoch, base: *first, begin: *first, records: Vec::new() }
         });
         Self { partitions: partitions.collect(), streams: vec![Vec::new(); streams] }
     }
@@ -77,7 +72,7 @@ impl Log {
         let position = Position { epoch: log.epoch, sequence: sequence(number) };
         log.records.push(stream.map(|stream| Record { stream, index: self.streams[stream].len() }));
         if let Some(stream) = stream {
-            let truth = Truth { position, appended: now, gone: None, anew: false, read_by: 0 };
+            let truth = Truth { position, appended: now, gone: None, read_by: 0 };
             self.streams[stream].push(truth);
         }
         position
@@ -87,27 +82,27 @@ impl Log {
     pub fn trim(&mut self, partition: usize, keep: u64, now: Time) -> u64 {
         let end = self.partitions[partition].end();
         let begin = end.saturating_sub(keep).max(self.partitions[partition].begin);
-        self.drop_before(partition, begin, now, false);
+        self.drop_before(partition, begin, now);
         begin
     }
 
     /// Deletes a partition and makes it anew: another epoch, numbers from zero.
     pub fn recreate(&mut self, seed: u64, partition: usize, now: Time) -> Epoch {
         let end = self.partitions[partition].end();
-        self.drop_before(partition, end, now, true);
-        let generation = self.partitions[partition].generation + 1;
-        let epoch = epoch(seed, partition, generation);
-        self.partitions[partition] = Partition { generation, epoch, base: 0, begin: 0, records: Vec::new() };
+        self.drop_before(partition, end, now);
+        let mut epochs = std::mem::take(&mut self.partitions[partition].epochs);
+        let epoch = epoch(seed, partition, epochs.len());
+        epochs.push(epoch);
+        self.partitions[partition] = Partition { epochs, epoch, base: 0, begin: 0, records: Vec::new() };
         epoch
     }
 
-    fn drop_before(&mut self, partition: usize, begin: u64, now: Time, anew: bool) {
+    fn drop_before(&mut self, partition: usize, begin: u64, now: Time) {
         let log = &mut self.partitions[partition];
         for number in log.begin..begin {
             if let Some(Some(record)) = log.records.get((number - log.base) as usize) {
                 let truth = &mut self.streams[record.stream][record.index];
                 truth.gone = Some(now);
-                truth.anew = anew;
             }
         }
         log.begin = begin;
@@ -175,6 +170,11 @@ impl Partition {
         self.epoch
     }
 
+    /// How many epochs were before this one; none, if it never was one of this partition.
+    pub fn generation(&self, epoch: Epoch) -> Option<usize> {
+        self.epochs.iter().position(|known| *known == epoch)
+    }
+
     /// Position of the oldest record that can be read.
     pub fn begin(&self) -> u64 {
         self.begin
@@ -186,9 +186,9 @@ impl Partition {
     }
 }
 
-fn epoch(seed: u64, partition: usize, generation: u64) -> Epoch {
+fn epoch(seed: u64, partition: usize, generation: usize) -> Epoch {
     // Epochs are hashes: neither in order nor near one another.
-    Epoch::from_u64(super::random::Random::of(seed, (partition as u64) << 32 | generation).next())
+    Epoch::from_u64(super::random::Random::of(seed, (partition as u64) << 32 | generation as u64).next())
 }
 
 fn sequence(number: u64) -> Sequence {
@@ -213,7 +213,9 @@ mod tests {
         assert_eq!(log.stream(0)[0].gone, Some(6));
         assert_eq!(log.stream(0)[1].gone, None);
         let new = log.recreate(1, 0, 7);
-        assert!(new != old && log.stream(0)[1].anew);
+        assert!(new != old);
+        assert_eq!(log.stream(0)[1].gone, Some(7));
+        assert_eq!((log.partition(0).generation(old), log.partition(0).generation(new)), (Some(0), Some(1)));
         let position = log.append(0, Some(0), 8);
         assert_eq!(position.sequence.get(), 0);
         assert_eq!(log.read(0, Some((old, 13)), 9, None).from, 0);

@@ -12,20 +12,21 @@ mod edge_fetch;
 mod feeds;
 mod history;
 mod ingest;
+mod names;
 mod net;
 mod ops;
 
-use std::{collections::BTreeMap, rc::Rc};
+use std::rc::Rc;
 
-use tickmesh_protocol::{Moment, Position, StreamName, Topic};
+use tickmesh_protocol::{Moment, Position};
 
-use self::{clients::Client, edge::Edge, ingest::Ingest, net::Net};
+use self::{clients::Client, edge::Edge, ingest::Ingest, names::Names, net::Net};
 use super::{
     log::Log,
     mutation::Mutation,
     queue::{MS, Queue, Time},
     random::Random,
-    scenario::{Clock, Peer, Scenario, Span, stream_name},
+    scenario::{Clock, Peer, Scenario, Span},
 };
 
 pub use check::{Failure, Fault};
@@ -133,15 +134,6 @@ struct World<'a> {
     began_unknowing: bool,
     /// A peer takes what came while it was frozen; it decides nothing before it has seen all of it.
     thawing: bool,
-}
-
-/// Streams and topics, by number and by name.
-struct Names {
-    streams: Vec<StreamName>,
-    /// The topic of each stream.
-    topic_of: Vec<usize>,
-    topics: Vec<Topic>,
-    by_name: BTreeMap<StreamName, usize>,
 }
 
 struct PeerState {
@@ -488,32 +480,5 @@ impl Clock {
         let shown = local.since_start().as_micros() as u64;
         let drifted = i128::from(shown.saturating_sub(self.ahead));
         (drifted * 1_000_000 / i128::from(1_000_000 + self.drift)) as u64 + 1
-    }
-}
-
-impl Names {
-    fn new(streams: usize) -> Self {
-        let mut names =
-            Self { streams: Vec::new(), topic_of: Vec::new(), topics: Vec::new(), by_name: BTreeMap::new() };
-        for number in 0..streams {
-            let Ok(name) = stream_name(number).parse::<StreamName>() else { continue };
-            let topic = Topic::spanning(&name);
-            let at = names.topics.iter().position(|known| *known == topic).unwrap_or_else(|| {
-                names.topics.push(topic);
-                names.topics.len() - 1
-            });
-            names.topic_of.push(at);
-            names.by_name.insert(name.clone(), number);
-            names.streams.push(name);
-        }
-        names
-    }
-
-    fn stream(&self, name: &StreamName) -> Option<usize> {
-        self.by_name.get(name).copied()
-    }
-
-    fn topic(&self, topic: &Topic) -> Option<usize> {
-        self.topics.iter().position(|known| known == topic)
     }
 }

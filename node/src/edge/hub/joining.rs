@@ -1,10 +1,10 @@
 //! Subscribe requests: streams that nobody had are joined, and each request is confirmed when all of its streams are
 //! decided.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use tickmesh_protocol::{
-    StreamName, Topic,
+    Position, StreamName, Topic,
     client::{ErrorCode, Rejection},
     head::{Head, HeadReply, HeadRequest},
     repair::Repair,
@@ -130,13 +130,14 @@ impl Hub {
 
     pub(super) fn answer(&mut self, answer: Answer) {
         let Answer { streams, reply } = answer;
-        let heads = match reply {
-            Ok(reply) if reply.heads.len() == streams.len() => reply.heads,
+        let HeadReply { heads, read } = match reply {
+            Ok(reply) if reply.heads.len() == streams.len() => reply,
             Ok(_) => return self.unavailable(&streams, "a peer answered another question"),
             Err(unavailable) => return self.unavailable(&streams, &unavailable.reason),
         };
         // First the requests are confirmed where the streams stand, then come the events that were held.
         let now = self.now();
+        let read: Arc<[Position]> = read.into();
         let mut held = Vec::new();
         for (key, head) in streams.iter().zip(&heads) {
             let position = match head {
@@ -146,7 +147,10 @@ impl Hub {
             };
             let stream = &mut self.streams[*key];
             let mut outputs = Vec::new();
-            stream.repair.joined(position, now, &mut outputs);
+            match position {
+                Some(_) => stream.repair.joined(position, now, &mut outputs),
+                None => stream.repair.joined_empty(Arc::clone(&read), now, &mut outputs),
+            }
             stream.channel = Some(self.metrics.channel(&mut self.channels, stream.name.channel()));
             held.push((*key, outputs));
             self.joined_at.insert(*key, position);

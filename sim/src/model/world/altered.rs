@@ -14,13 +14,14 @@ impl World<'_> {
     }
 
     /// What an ingest peer takes a batch of another for.
-    pub(super) fn altered_seen(&self, batch: Rc<Batch>) -> Rc<Batch> {
-        if !self.is(Mutation::ForgetUnseen) {
+    pub(super) fn altered_seen(&self, id: Id, batch: Rc<Batch>) -> Rc<Batch> {
+        let Some(ingest) = self.get_ingest(id).filter(|_| self.is(Mutation::ForgetUnseen)) else {
             return batch;
-        }
+        };
         let mut batch = Batch::clone(&batch);
         for event in &mut batch.events {
-            event.sequence = Sequence::new(event.sequence.get() + 1000).unwrap_or(event.sequence);
+            let newest = ingest.sequencer.last(&event.stream).filter(|last| last.epoch == event.epoch);
+            event.sequence = newest.map_or(event.sequence, |last| last.sequence.max(event.sequence));
         }
         Rc::new(batch)
     }
@@ -142,7 +143,7 @@ impl World<'_> {
         if self.is(Mutation::JoinWithoutHead)
             && let Some(question) = self.question_about(id, stream)
         {
-            self.head_known(id, question, stream, None);
+            self.head_known(id, question, stream, None, &std::sync::Arc::default());
         }
     }
 

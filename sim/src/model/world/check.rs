@@ -83,11 +83,11 @@ impl World<'_> {
             // From one epoch to another, a server that no longer holds the end of the old one cannot know what it misses.
             return lost.gone.is_some() || lost.position.epoch == got.position.epoch && crossing;
         }
-        // The last events of a partition that was made anew: if some peer never read them, it cannot know that there were any.
+        // The last events of a partition before it was made anew: a peer that never read them cannot know that there were any.
         let everybody = (1 << self.ingest_ids().len()) - 1;
         let restarted = self.ingest_ids().any(|id| self.peers[id].incarnation > 1);
         let everybody_knew = lost.read_by == everybody && !restarted;
-        lost.anew && lost.position.epoch != got.position.epoch && !everybody_knew
+        lost.gone.is_some() && lost.position.epoch != got.position.epoch && !everybody_knew
     }
 
     pub(super) fn everybody_has_everything(&self) -> bool {
@@ -147,7 +147,9 @@ impl World<'_> {
     pub(super) fn unpublished(&self) -> Option<(usize, usize)> {
         let left = |(stream, index): &&(usize, usize)| {
             let published = self.published[*stream].get(*index).copied().unwrap_or_default();
-            published.times == 0 && !published.replayed && !published.skipped
+            let unpublished = published.times == 0 && !published.replayed && !published.skipped;
+            // A leader that could not read any more what another one read need not know of it.
+            unpublished && self.log.stream(*stream)[*index].gone.is_none()
         };
         let mut ingests = self.ingest_ids().filter_map(|id| self.get_ingest(id));
         ingests.find_map(|ingest| ingest.offered.iter().find(left).copied())

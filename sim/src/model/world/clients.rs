@@ -7,8 +7,6 @@ use super::*;
 /// A client that was refused asks again after this.
 const ASK_AGAIN: Time = 200 * MS;
 
-const TOLERATE_OPEN: bool = true;
-
 /// One subscription.
 pub(super) struct Client {
     pub(super) edge: usize,
@@ -25,7 +23,7 @@ pub(super) struct Client {
 pub(super) struct Live {
     /// The event that must come next, as an index of the stream's events.
     pub(super) next: usize,
-    /// Nothing was known of the stream: it may begin with any event that is not newer than `next`.
+    /// Nothing was known of the stream: an older event may come first.
     open: bool,
     epoch: Option<Epoch>,
     reset: Option<Epoch>,
@@ -78,7 +76,7 @@ impl World<'_> {
     fn known_to_all(&self, stream: usize) -> Option<usize> {
         let name = &self.names.streams[stream];
         let known = self.ingest_ids().map(|id| {
-            let head = self.get_ingest(id)?.head(name)?;
+            let head = self.get_ingest(id)?.publisher.head(name)?;
             Some(self.log.index_of(stream, head)? + 1)
         });
         known.collect::<Option<Vec<_>>>()?.into_iter().min()
@@ -105,7 +103,14 @@ impl World<'_> {
     }
 
     /// "Subscribed: everything after this position will come."
-    pub(super) fn confirmed(&mut self, number: usize, position: Option<Position>, fresh: bool) {
+    /// Or: "there is no event before these positions, and everything after them will come."
+    pub(super) fn confirmed(
+        &mut self,
+        number: usize,
+        position: Option<Position>,
+        read: &[Position],
+        fresh: bool,
+    ) {
         self.say(|world| {
             let at = position.map_or("nothing".into(), ingest::short);
             let stream = world.clients[number].as_ref().map_or(0, |client| client.stream);
@@ -119,9 +124,9 @@ impl World<'_> {
             self.fail(Fault::Invented, text);
             return;
         }
-        let next = index.map_or(self.log.stream(stream).len(), |index| index + 1);
+        let next = index.map_or_else(|| self.events_before(stream, read), |index| index + 1);
         let restarted = self.ingest_ids().any(|id| self.peers[id].started > client.asked);
-        let behind = client.floor.is_some_and(|floor| index.map_or(0, |index| index + 1) < floor);
+        let behind = client.floor.is_some_and(|floor| next < floor);
         if fresh && behind && !restarted {
             let text = format!(
                 "client {} is subscribed before events that every ingest peer had published when it asked",
@@ -140,6 +145,22 @@ impl World<'_> {
         if let Some(Some(client)) = self.clients.get_mut(number) {
             client.live = Some(live);
         }
+    }
+
+    /// Events of a stream before the first that is not before these positions.
+    fn events_before(&self, stream: usize, read: &[Position]) -> usize {
+        let partition = self.log.partition(self.scenario.world.streams[stream]);
+        let newest = read
+            .iter()
+            .filter_map(|read| Some((partition.generation(read.epoch)?, *read)))
+            .max_by_key(|(g, _)| *g);
+        let Some((generation, read)) = newest else { return 0 };
+        let before = |at: Position| match partition.generation(at.epoch) {
+            Some(known) if known == generation => at.sequence < read.sequence,
+            known => known < Some(generation),
+        };
+        let events = self.log.stream(stream);
+        events.iter().rposition(|event| before(event.position)).map_or(0, |last| last + 1)
     }
 
     pub(super) fn client_output(&mut self, number: usize, output: &Output) {
@@ -210,9 +231,6 @@ impl World<'_> {
         }
         if index < live.next && !live.open {
             self.fail(Fault::Doubled, format!("client {client} gets {name} {at} again, or too late"));
-        }
-        if live.open && TOLERATE_OPEN {
-            return;
         }
         let crossing = live.epoch != Some(position.epoch);
         if let Some(lost) =

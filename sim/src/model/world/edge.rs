@@ -1,6 +1,8 @@
 //! An edge: what the hub around [`Repair`] does. It joins topics, asks where streams stand, confirms subscriptions, takes what
 //! the bus and the feeds bring, and hands the outputs to its clients.
 
+use std::sync::Arc;
+
 use tickmesh_protocol::{
     Event, rank,
     repair::{Output, Received, Repair, Way},
@@ -37,6 +39,8 @@ pub(super) struct Stream {
     /// Clients that were confirmed.
     pub(super) clients: Vec<usize>,
     idle_since: Option<Time>,
+    /// Before these positions it had no event when it was joined.
+    read: Arc<[Position]>,
     /// Epochs that the stream has left, for a mutation that goes back to them.
     pub(super) left: Vec<tickmesh_protocol::Epoch>,
     pub(super) epoch: Option<tickmesh_protocol::Epoch>,
@@ -148,9 +152,9 @@ impl World<'_> {
     fn edge_message(&mut self, id: Id, from: Id, message: Message) {
         match message {
             Message::Batch(batch) => self.edge_batch(id, &batch),
-            Message::Heads { question, heads } => {
+            Message::Heads { question, heads, read } => {
                 for (stream, head) in heads {
-                    self.head_known(id, question, stream, head);
+                    self.head_known(id, question, stream, head, &read);
                 }
             }
             Message::HeadsRefused { question } => {
@@ -239,6 +243,7 @@ impl World<'_> {
             waiters: Vec::new(),
             clients: Vec::new(),
             idle_since: None,
+            read: Arc::default(),
             left: Vec::new(),
             epoch: None,
         });
@@ -248,7 +253,7 @@ impl World<'_> {
         if found.waiters.contains(&client) || found.clients.contains(&client) {
             return;
         }
-        let live = found.repair.is_live().then(|| found.repair.position());
+        let live = found.repair.is_live().then(|| (found.repair.position(), Arc::clone(&found.read)));
         if live.is_some() { &mut found.clients } else { &mut found.waiters }.push(client);
         if ask {
             let number = edge.number();
@@ -265,8 +270,8 @@ impl World<'_> {
         } else {
             self.asked_before(client);
         }
-        if let Some(position) = live {
-            self.confirmed(client, position, false);
+        if let Some((position, read)) = live {
+            self.confirmed(client, position, &read, false);
         }
         if new {
             self.tell_topics(id);
@@ -359,7 +364,14 @@ impl World<'_> {
         questions.find(|question| question.stream == stream).map(|question| question.number)
     }
 
-    pub(super) fn head_known(&mut self, id: Id, number: u32, stream: usize, head: Option<Position>) {
+    pub(super) fn head_known(
+        &mut self,
+        id: Id,
+        number: u32,
+        stream: usize,
+        head: Option<Position>,
+        read: &Arc<[Position]>,
+    ) {
         let now = self.local(id);
         let Some(edge) = self.edge(id) else { return };
         let Some(at) = edge.questions.iter().position(|question| question.number == number) else { return };
@@ -368,9 +380,13 @@ impl World<'_> {
         let waiters = std::mem::take(&mut found.waiters);
         found.clients.extend(&waiters);
         let mut outputs = Vec::new();
-        found.repair.joined(head, now, &mut outputs);
+        match head {
+            Some(_) => found.repair.joined(head, now, &mut outputs),
+            None => found.repair.joined_empty(Arc::clone(read), now, &mut outputs),
+        }
+        found.read = Arc::clone(read);
         for client in waiters {
-            self.confirmed(client, head, true);
+            self.confirmed(client, head, read, true);
         }
         self.altered_released(&mut outputs);
         self.put_out(id, stream, outputs);

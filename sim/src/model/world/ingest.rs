@@ -35,6 +35,8 @@ pub(super) struct Ingest {
     pub(super) subscribed: Vec<u32>,
     /// The topics that this peer has joined.
     topics: u32,
+    /// What siblings are given: as old as the last checkpoint, or the moment when this peer became warm.
+    shared: Option<Rc<Saved>>,
     /// Peers that want to know the state.
     listeners: Vec<bool>,
     /// Events that were given to the publisher to be published: streams and indices.
@@ -71,15 +73,11 @@ impl Ingest {
             connected: vec![false; world.peers.len()],
             subscribed: vec![0; world.peers.len()],
             topics: 0,
+            shared: None,
             listeners: vec![false; world.peers.len()],
             offered: Vec::new(),
             takeovers: 0,
         }
-    }
-
-    /// Where a stream stands: what edges that join are told.
-    pub(super) fn head(&self, stream: &StreamName) -> Option<Position> {
-        self.publisher.head(stream).or_else(|| self.sequencer.last(stream))
     }
 
     pub(super) fn saved(&self) -> Saved {
@@ -196,16 +194,19 @@ impl World<'_> {
     }
 
     pub(super) fn save(&mut self, id: Id) {
-        if let Some(ingest) = self.get_ingest(id).filter(|ingest| ingest.begun) {
-            self.disks[id] = Some(Rc::new(ingest.saved()));
+        let Some(ingest) = self.ingest(id).filter(|ingest| ingest.begun) else { return };
+        let saved = Rc::new(ingest.saved());
+        if ingest.warm.iter().all(|warm| *warm) {
+            ingest.shared = Some(Rc::clone(&saved));
         }
+        self.disks[id] = Some(saved);
     }
 
     fn ingest_message(&mut self, id: Id, from: Id, message: Message) {
         let now = self.local(id);
         match message {
             Message::Batch(batch) => {
-                let batch = self.altered_seen(batch);
+                let batch = self.altered_seen(id, batch);
                 if let Some(ingest) = self.ingest(id) {
                     ingest.publisher.seen(&batch, now);
                 }
@@ -225,8 +226,7 @@ impl World<'_> {
             }
             Message::Status(warm) => self.take_status(id, from, &warm),
             Message::AskState => {
-                let state = self.get_ingest(id).filter(|ingest| ingest.begun);
-                let state = state.map(|ingest| Rc::new(ingest.saved()));
+                let state = self.get_ingest(id).and_then(|ingest| ingest.shared.clone());
                 self.send(id, from, Message::State(state));
             }
             Message::State(Some(saved)) => {
@@ -246,20 +246,26 @@ impl World<'_> {
     }
 
     fn answer_heads(&mut self, id: Id, from: Id, question: u32, streams: Vec<usize>) {
-        let (names, homes) = (&self.names, &self.scenario.world.streams);
         let answer = self.get_ingest(id).and_then(|ingest| {
-            let head = |stream: &usize| {
-                let seen = ingest.subscribed[from] >> names.topic_of[*stream] & 1 == 1;
-                let warm = ingest.warm[self.source_of(homes[*stream])];
-                (seen && warm).then(|| (*stream, ingest.head(&names.streams[*stream])))
-            };
-            streams.iter().map(head).collect::<Option<Vec<_>>>()
+            let heads = streams.iter().map(|stream| self.head_for(ingest, from, *stream));
+            let heads = heads.collect::<Option<Vec<_>>>()?;
+            let read = ingest.sequencer.partitions().filter_map(|(epoch, reading)| {
+                Some(Position { epoch, sequence: Sequence::new(reading.next).ok()? })
+            });
+            Some(Message::Heads { question, heads, read: read.collect() })
         });
-        let message = match answer {
-            Some(heads) => Message::Heads { question, heads },
-            None => Message::HeadsRefused { question },
-        };
-        self.send(id, from, message);
+        self.send(id, from, answer.unwrap_or(Message::HeadsRefused { question }));
+    }
+
+    /// Where a stream stands, for an edge whose subscription was seen; nothing, if this peer cannot know it yet.
+    fn head_for(&self, ingest: &Ingest, from: Id, stream: usize) -> Option<(usize, Option<Position>)> {
+        let seen = ingest.subscribed[from] >> self.names.topic_of[stream] & 1 == 1;
+        let name = &self.names.streams[stream];
+        let head = ingest.publisher.head(name);
+        // Who has not read to the end does not know that there is nothing, nor who has not published yet what there is.
+        let warm = ingest.warm[self.source_of(self.scenario.world.streams[stream])];
+        let known = head.is_some() || warm && ingest.sequencer.last(name).is_none();
+        (seen && known).then_some((stream, head))
     }
 
     fn take_status(&mut self, id: Id, from: Id, warm: &[bool]) {
@@ -432,6 +438,7 @@ impl World<'_> {
             ingest.warm[source] = true;
             ingest.publisher.warm(SourceId(source as u16), tier, now);
             self.say(|world| format!("{} is warm for source {}", world.peers[id].peer, source + 1));
+            self.save(id);
             self.tell_status(id);
         }
     }

@@ -1,6 +1,8 @@
 //! The network: messages of the bus (gossip), which may be lost, doubled and overtaken, and messages of streams (questions,
 //! feeds), which keep their order and vanish only with the connection, as over TCP.
 
+use std::sync::Arc;
+
 use super::*;
 use crate::model::scenario::What;
 use tickmesh_protocol::{Batch, repair::FeedEnd};
@@ -20,6 +22,8 @@ pub enum Message {
     Heads {
         question: u32,
         heads: Vec<(usize, Option<Position>)>,
+        /// Streams without any event have none before these positions, one per epoch.
+        read: Arc<[Position]>,
     },
     /// "Not me, not now."
     HeadsRefused {
@@ -31,7 +35,7 @@ pub enum Message {
     Status(Vec<bool>),
     /// Give me what you know, to start from.
     AskState,
-    State(Option<Rc<super::ingest::Saved>>),
+    State(Option<Rc<ingest::Saved>>),
     /// Give me what follows these positions.
     AskFeed {
         feed: u32,
