@@ -24,7 +24,7 @@ use tickmesh::{
     ops::{lifecycle::LifecycleEvents, metrics::Registry},
 };
 use tickmesh_protocol::{
-    Batch, Epoch, Event, Previous, Sequence, SignedBatch, SigningKey, StreamName, Topic,
+    Batch, Epoch, Event, Position, Previous, Sequence, SignedBatch, SigningKey, StreamName, Topic,
     client::write_data_message,
     feed::FeedFrame,
     fetching::Ask,
@@ -226,18 +226,18 @@ struct EdgeUnderTest {
     sequence: Cell<u64>,
 }
 
-/// A mesh whose streams are all empty.
-struct EmptyMesh;
+/// A mesh whose streams stand before the first event.
+struct QuietMesh;
 
-impl Upstream for EmptyMesh {
+impl Upstream for QuietMesh {
     fn join(&self, _: &Topic) {}
 
     fn leave(&self, _: &Topic) {}
 
     fn heads(&self, request: HeadRequest) -> BoxFuture<'static, Result<HeadReply, Unavailable>> {
-        Box::pin(async move {
-            Ok(HeadReply { heads: vec![Head::Empty; request.streams.len()], read: Vec::new() })
-        })
+        let sequence = Sequence::new(FIRST_SEQUENCE - 1).unwrap();
+        let head = Head::At(Position { epoch: Epoch::from_u64(1), sequence });
+        Box::pin(async move { Ok(HeadReply { heads: vec![head; request.streams.len()], read: Vec::new() }) })
     }
 
     fn servers(&self) -> watch::Receiver<Servers> {
@@ -269,7 +269,7 @@ impl EdgeUnderTest {
         let (batches, from_mesh) = mpsc::channel(16);
         let parts = Parts {
             node: NodeInfo { name: "bench".into(), region: "local".into() },
-            upstream: Arc::new(EmptyMesh),
+            upstream: Arc::new(QuietMesh),
             batches: from_mesh,
             pages: axum::Router::new(),
             lifecycle: LifecycleEvents::new(&registry),

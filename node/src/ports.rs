@@ -36,8 +36,8 @@ pub const PAGE_BYTES: usize = 128 * 1024;
 /// Where feeds come from: the history of an ingest peer. Many feeds call it at once.
 pub trait FeedStore: Send + Sync + 'static {
     /// What comes next on a feed: pages of about [`PAGE_BYTES`] together, signed as pages, and the cursor moved behind
-    /// them. It should not wait for a log: where that is read, it gives nothing, `at_head` false, and is called again
-    /// after [`Self::changed`].
+    /// them. It should not wait for a log: where that is read, it gives nothing, `at_head` false. It is then called again
+    /// at once if it has changed the cursor, else after [`Self::changed`].
     fn next<'a>(&'a self, cursor: &'a mut FeedCursor) -> BoxFuture<'a, Result<FeedStep, Refusal>>;
 
     /// Resolves when [`Self::next`] may have something new for a topic: new events, or what was read from a log. What

@@ -43,6 +43,7 @@ use rig::Rig;
 #[test]
 fn two_ingest_peers_lose_nothing() {
     let mut rig = Rig::start(2);
+    rig.fault("no fault: the log begins", faults::begin);
     rig.fault("no fault", faults::nothing);
     rig.fault("leader killed and started again", faults::kill_leaders);
     rig.fault("leader killed as the log falls silent", faults::kill_leader_in_silence);
@@ -58,6 +59,7 @@ fn two_ingest_peers_lose_nothing() {
 #[test]
 fn three_ingest_peers_lose_nothing() {
     let mut rig = Rig::start(3);
+    rig.fault("no fault: the log begins", faults::begin);
     rig.fault("no fault", faults::nothing);
     rig.fault("leader frozen", faults::freeze_leader);
     rig.fault("leader killed and started again", faults::kill_leaders);

@@ -119,7 +119,7 @@ async fn what_was_deleted_while_nobody_read_is_told() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_end_is_reached_though_nothing_to_read_is_there() {
     let broker = KafkaBroker::shared();
-    for topic in ["ends.bank", "ends.empty", "ends.full"] {
+    for topic in ["ends.bank", "ends.empty", "ends.full", "ends.open"] {
         broker.create_topic(topic, 1).await;
     }
     let teller = KafkaProducer::new(broker.client().set("transactional.id", "ends"));
@@ -137,9 +137,14 @@ async fn the_end_is_reached_though_nothing_to_read_is_there() {
     let producer = broker.producer();
     (0..3000).for_each(|value| producer.send("ends.full", 0, Some(&value.to_string())));
     producer.flush();
-    // All three are partition 0 of their topic, which is all that librdkafka tells of an end.
+    let open = KafkaProducer::new(broker.client().set("transactional.id", "open"));
+    open.native().init_transactions(DEADLINE).unwrap();
+    open.native().begin_transaction().unwrap();
+    (0..3).for_each(|value| open.send("ends.open", 0, Some(&value.to_string())));
+    open.flush();
+    // All of them are partition 0 of their topic, which is all that librdkafka tells of an end.
     let mut source = Running::start(&broker.bootstrap(), &["^ends\\."], "start = 'beginning'");
-    source.ends(3).await;
+    source.ends(4).await;
     let reached = |topic: &str| {
         let epoch = source.states[&(topic.into(), 0)].epoch;
         source.reached.iter().filter(|(of, _)| *of == epoch).map(|(_, at)| *at).collect::<Vec<_>>()
@@ -147,13 +152,17 @@ async fn the_end_is_reached_though_nothing_to_read_is_there() {
     assert_eq!(reached("ends.bank"), [18], "five records and a marker each");
     assert_eq!(reached("ends.empty"), [0]);
     assert_eq!(reached("ends.full"), [3000]);
+    assert_eq!(reached("ends.open"), [0], "what is not decided yet is not passed");
     assert_eq!(source.values("ends.bank", 0).len(), 5);
+    let read = source.records.len();
+    open.native().commit_transaction(DEADLINE).unwrap();
+    source.records(read + 3).await;
     let starts = source.starts();
     source.stop().await;
     // What lies between the last record and the end is no record that was lost.
     let mut source = Running::start_at(starts, &broker.bootstrap(), &["^ends\\."], "");
-    source.ends(3).await;
-    assert_eq!(source.begins.len(), 3);
+    source.ends(4).await;
+    assert_eq!(source.begins.len(), 4);
     teller.native().begin_transaction().unwrap();
     teller.send("ends.bank", 0, Some("more"));
     teller.native().commit_transaction(DEADLINE).unwrap();

@@ -24,7 +24,7 @@ use std::{collections::HashSet, time::Duration};
 use cluster::{Heard, Network, Node, batch, stream, wait_until, within};
 use rogue::Rogue;
 use tickmesh::mesh::{HeadError, Identity, NetworkKey, Role};
-use tickmesh_protocol::{SignedBatch, Topic, head::HeadRequest};
+use tickmesh_protocol::{SignedBatch, Topic, codec::VERSION, head::HeadRequest};
 
 /// Publishes events of a stream; gives their sequences.
 async fn publish(node: &Node, name: &str, count: u64) -> Vec<u64> {
@@ -422,8 +422,8 @@ async fn a_peer_that_is_no_publisher_cannot_make_an_event() {
             _ => {
                 for n in 0..20 {
                     // The right version, then nothing of it; and no version known here.
-                    rogue.send(&topic, &[&[1][..], &[n; 300]].concat()).await;
-                    rogue.send(&topic, &[n + 2; 300]).await;
+                    rogue.send(&topic, &[&[VERSION][..], &[n; 300]].concat()).await;
+                    rogue.send(&topic, &[VERSION + 1 + n; 300]).await;
                 }
                 rogue.run_until("the rejects", |_| nodes[1].metric("mesh_peers_muted") == 1).await;
                 assert!(rejected(&nodes[1], "malformed") >= 3);

@@ -72,7 +72,7 @@ pub enum CodecError {
     ForeignStream(String),
     #[error("{0} streams asked about; at most {MAX_HEAD_STREAMS} at once")]
     StreamCount(usize),
-    #[error("an answer about heads names {0} places; at most {MAX_HEAD_READ}")]
+    #[error("an answer about heads names at most {MAX_HEAD_READ} epochs, not {0}")]
     ReadCount(usize),
     #[error("stream {0} is named twice")]
     RepeatedStream(String),
@@ -131,7 +131,6 @@ struct WireHeadRequest<'a> {
 #[derive(Encode, BorrowDecode)]
 struct WireHeadReply {
     heads: Vec<WireHead>,
-    /// Epochs and sequences.
     read: Vec<(u64, u64)>,
 }
 
@@ -290,7 +289,8 @@ pub fn decode_head_request(bytes: &[u8]) -> Result<HeadRequest, CodecError> {
 pub fn encode_head_reply(reply: &HeadReply) -> Result<Vec<u8>, CodecError> {
     check_stream_count(reply.heads.len())?;
     check_read_count(reply.read.len())?;
-    let heads = reply
+    let read = reply.read.iter().map(|at| (at.epoch.as_u64(), at.sequence.get())).collect();
+    let heads: Vec<WireHead> = reply
         .heads
         .iter()
         .map(|head| match head {
@@ -302,7 +302,6 @@ pub fn encode_head_reply(reply: &HeadReply) -> Result<Vec<u8>, CodecError> {
             Head::Private => WireHead::Private,
         })
         .collect();
-    let read = reply.read.iter().map(|at| (at.epoch.as_u64(), at.sequence.get())).collect();
     encode(&WireHeadReply { heads, read })
 }
 
@@ -312,6 +311,8 @@ pub fn decode_head_reply(bytes: &[u8]) -> Result<HeadReply, CodecError> {
     let wire: WireHeadReply = decode(bytes)?;
     check_stream_count(wire.heads.len())?;
     check_read_count(wire.read.len())?;
+    let read = wire.read.into_iter().map(|(epoch, sequence)| position_of(epoch, sequence));
+    let read = read.collect::<Result<_, _>>()?;
     let heads = wire
         .heads
         .into_iter()
@@ -324,8 +325,7 @@ pub fn decode_head_reply(bytes: &[u8]) -> Result<HeadReply, CodecError> {
             })
         })
         .collect::<Result<_, CodecError>>()?;
-    let read = wire.read.into_iter().map(|(epoch, sequence)| position_of(epoch, sequence));
-    Ok(HeadReply { heads, read: read.collect::<Result<_, _>>()? })
+    Ok(HeadReply { heads, read })
 }
 
 fn encode(message: &impl Encode) -> Result<Vec<u8>, CodecError> {

@@ -8,6 +8,9 @@ use crate::{Position, StreamName, Topic};
 /// Most streams in one question.
 pub const MAX_HEAD_STREAMS: usize = 1024;
 
+/// Most epochs of which an answer says how far they were read: more partitions than one ingest peer reads.
+pub const MAX_HEAD_READ: usize = 4096;
+
 /// Asks where streams of one topic stand.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeadRequest {
@@ -16,16 +19,12 @@ pub struct HeadRequest {
     pub streams: Vec<StreamName>,
 }
 
-/// Most places in one answer. An ingest peer that reads more partitions leaves them out.
-pub const MAX_HEAD_READ: usize = 1024;
-
 /// One answer per stream asked for, in the same order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeadReply {
     pub heads: Vec<Head>,
-    /// For streams that are [`Head::Empty`]: what comes next in each partition that was read, one per epoch. None of these
-    /// streams has an event before. Without it, nobody could tell whether their first event is the first: it may have been
-    /// lost, and all who published it gone. At most [`MAX_HEAD_READ`]; nothing, if none is empty or they are too many.
+    /// Of a stream that is [`Head::Empty`] there is no event before these positions, one per epoch that the answerer reads. At
+    /// most [`MAX_HEAD_READ`]; none, if it does not say.
     pub read: Vec<Position>,
 }
 

@@ -186,7 +186,7 @@ proptest! {
     #[test]
     fn every_head_reply_comes_back(
         heads in prop::collection::vec(any_head(), 1..MAX_HEAD_STREAMS),
-        read in prop::collection::vec(any_position(), 0..20),
+        read in prop::collection::vec(any_position(), 0..50),
     ) {
         let reply = HeadReply { heads, read };
         prop_assert_eq!(decode_head_reply(&encode_head_reply(&reply).unwrap()), Ok(reply));
@@ -425,11 +425,10 @@ fn head_counts_and_sizes_are_bounded() {
     }
     let farthest =
         Position { epoch: Epoch::from_u64(u64::MAX), sequence: Sequence::new(MAX_SEQUENCE).unwrap() };
-    let reply =
-        |read| HeadReply { heads: vec![Head::At(farthest); MAX_HEAD_STREAMS], read: vec![farthest; read] };
-    let too_many = Err(CodecError::ReadCount(MAX_HEAD_READ + 1));
-    assert_eq!(encode_head_reply(&reply(MAX_HEAD_READ + 1)), too_many);
-    let reply = reply(MAX_HEAD_READ);
+    let beyond = HeadReply { heads: vec![Head::Empty], read: vec![farthest; MAX_HEAD_READ + 1] };
+    assert_eq!(encode_head_reply(&beyond), Err(CodecError::ReadCount(MAX_HEAD_READ + 1)));
+    let heads = vec![Head::At(farthest); MAX_HEAD_STREAMS];
+    let reply = HeadReply { heads, read: vec![farthest; MAX_HEAD_READ] };
     let bytes = encode_head_reply(&reply).unwrap();
     assert!(bytes.len() <= MAX_HEAD_BYTES, "{} bytes", bytes.len());
     assert_eq!(decode_head_reply(&bytes), Ok(reply));
@@ -437,7 +436,7 @@ fn head_counts_and_sizes_are_bounded() {
     let mut too_many = vec![VERSION, 0xfb];
     too_many.extend_from_slice(&u16::try_from(MAX_HEAD_STREAMS + 1).unwrap().to_le_bytes());
     too_many.resize(too_many.len() + MAX_HEAD_STREAMS + 1, 1); // 1: empty
-    too_many.push(0); // nothing read
+    too_many.push(0); // nothing is said of what was read
     assert_eq!(decode_head_reply(&too_many), Err(CodecError::StreamCount(MAX_HEAD_STREAMS + 1)));
     assert_eq!(decode_head_reply(&[VERSION, 0, 0]), Err(CodecError::StreamCount(0)));
     let too_large = CodecError::TooLarge { bytes: MAX_HEAD_BYTES + 1, limit: MAX_HEAD_BYTES };

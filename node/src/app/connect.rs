@@ -52,7 +52,7 @@ impl Upstream for MeshUpstream {
                     (None, Some((mesh, server, request))) => mesh.feed(server, request).await?,
                     (None, None) => return Ok::<_, FeedError>(None),
                 };
-                Ok(reader.next().await?.map(|frame| (frame, Some(reader))))
+                Ok(reader.next_or_working().await?.map(|frame| (frame, Some(reader))))
             }
         });
         Box::pin(frames.map_err(|error| Unavailable { reason: error.to_string() }))

@@ -245,7 +245,6 @@ impl Job {
                 return (waiting.state.take(), waiting.ended);
             }
             let left = self.next.saturating_duration_since(now);
-            if left.is_zero() {}
             let longest = if left.is_zero() { SHOW_EVERY } else { left.min(SHOW_EVERY) };
             waiting = shared.woken.wait_timeout(waiting, longest).unwrap_or_else(PoisonError::into_inner).0;
         }

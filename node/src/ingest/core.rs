@@ -270,26 +270,30 @@ impl Core {
             if let Some(position) = self.publisher.head(stream) {
                 return Some(Head::At(position));
             }
+            // Its first event is about to be published, and then the answer is better.
+            if self.sequencer.last(stream).is_some() {
+                return None;
+            }
             let mut makers = lanes.iter().filter(|lane| lane.transform.makes(stream.channel())).peekable();
             if makers.peek().is_none() {
                 return Some(Head::UnknownChannel);
             }
-            // Who has not read to the end does not know that there is nothing, nor who has not published yet what there is.
-            let nothing = self.sequencer.last(stream).is_none();
-            (nothing && makers.all(|lane| lane.warmth.is_warm())).then_some(Head::Empty)
+            // Who has not read to the end does not know that there is nothing.
+            makers.all(|lane| lane.warmth.is_warm()).then_some(Head::Empty)
         };
         let heads = request.streams.iter().map(head).collect::<Option<Vec<_>>>()?;
-        let read = if heads.contains(&Head::Empty) { self.read() } else { Vec::new() };
+        let mut read = Vec::new();
+        if heads.contains(&Head::Empty) {
+            let next = self.sequencer.partitions().filter_map(|(epoch, reading)| {
+                Some(Position { epoch, sequence: Sequence::new(reading.next).ok()? })
+            });
+            read.extend(next.take(MAX_HEAD_READ + 1));
+            if read.len() > MAX_HEAD_READ {
+                // Half of it would say that the others are not read.
+                read.clear();
+            }
+        }
         Some(HeadReply { heads, read })
-    }
-
-    /// What comes next in each partition.
-    fn read(&self) -> Vec<Position> {
-        let next = self.sequencer.partitions().filter_map(|(epoch, reading)| {
-            Some(Position { epoch, sequence: Sequence::new(reading.next).ok()? })
-        });
-        let read: Vec<_> = next.take(MAX_HEAD_READ + 1).collect();
-        if read.len() > MAX_HEAD_READ { Vec::new() } else { read }
     }
 
     pub(super) fn woken(&mut self, late: Duration) {

@@ -204,17 +204,17 @@ impl Store {
         if held.len() < cursor.streams.len() && !self.is_warm() {
             return Err(Refusal("this peer has not read its logs to the end yet".into()));
         }
-        if let Some(step) = self.from_history(cursor, &held)? {
+        if let Some(step) = self.step_of_history(cursor, &held)? {
             return Ok(step);
         }
         if looks.is_empty() {
             return Ok(FeedStep { pages: Vec::new(), at_head: true });
         }
-        self.from_log(cursor, &looks)
+        self.step_of_log(cursor, &looks)
     }
 
     /// Gives what is held; `None` if there is nothing.
-    fn from_history(
+    fn step_of_history(
         &self,
         cursor: &mut FeedCursor,
         held: &[(usize, Option<Position>)],
@@ -263,7 +263,7 @@ impl Store {
     }
 
     /// Looks at the next part of the log, for all streams that need it.
-    fn from_log(self: &Arc<Self>, cursor: &mut FeedCursor, looks: &[Look]) -> Result<FeedStep, Refusal> {
+    fn step_of_log(self: &Arc<Self>, cursor: &mut FeedCursor, looks: &[Look]) -> Result<FeedStep, Refusal> {
         let waiting = Ok(FeedStep::default());
         let Some(first) = looks.iter().min_by_key(|look| (look.epoch.as_u64(), look.from)) else {
             return waiting;

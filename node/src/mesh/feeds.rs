@@ -36,12 +36,15 @@ pub(super) use streams::{FeedStreams, Incoming, Open};
 pub(super) const PROTOCOL: StreamProtocol = StreamProtocol::new("/tickmesh/feed/1");
 
 /// Feeds that one peer may have open at a publisher. Yamux ends the whole connection at 512 streams, so this stays far
-/// below.
+/// below, and a node keeps to it by itself.
 pub const MAX_FEEDS_PER_PEER: usize = 64;
 
 /// Feeds for a range of events that one node asks one publisher for at a time; the rest waits here. Leaves half of
-/// [`MAX_FEEDS_PER_PEER`] to live ones.
+/// [`MAX_FEEDS_PER_PEER`] to others.
 pub const MAX_ASKED_FEEDS: usize = MAX_FEEDS_PER_PEER / 2;
+
+/// Live feeds that one node has open at one publisher; more are refused here. Leaves two for its status and state.
+pub const MAX_LIVE_FEEDS: usize = MAX_FEEDS_PER_PEER - MAX_ASKED_FEEDS - 2;
 
 /// Feeds that all peers but publishers may have open at a publisher. Each holds [`crate::ports::PAGE_BYTES`] while its
 /// reader is slow: 128 MiB.
@@ -59,8 +62,9 @@ pub struct Settings {
     /// A reader that takes not one byte for this long is cut off.
     pub write: Duration,
     /// Within this, a server sends at least one byte; it sends [`tickmesh_protocol::feed::FeedFrame::Working`] when there
-    /// is nothing else. Five times [`Self::keep_alive`].
+    /// is nothing else. Many times [`Self::keep_alive`].
     pub idle: Duration,
+    /// How often it says that it works: before an asker takes it for frozen and asks another.
     pub keep_alive: Duration,
     /// How long a request for a range may wait for its next page, most of all for a log.
     pub patience: Duration,
@@ -78,7 +82,7 @@ impl Default for Settings {
             request: Duration::from_secs(5),
             write: Duration::from_secs(30),
             idle: Duration::from_secs(5),
-            keep_alive: Duration::from_secs(1),
+            keep_alive: Duration::from_millis(400),
             patience: Duration::from_secs(60),
             status_every: Duration::from_millis(500),
             per_peer: MAX_FEEDS_PER_PEER,

@@ -5,8 +5,14 @@
 //! topic's name, its id and the partition, so a topic that is deleted and created again begins new epochs; it is noticed
 //! within two seconds, and what is read from it until then under an offset beyond the old end still carries the old epoch.
 //! Brokers older than 2.8 have no topic ids: there a topic created again is not told apart from the one before.
+//! What becomes of a partition that lost its end is told in `kafka/numbering.rs`.
 //!
-//! Three threads with a client each: one reads live, one finds topics and partitions, one reads ranges again.
+//! That the end of a partition is reached is known when the offset is where the log ended as reading began. Where the last
+//! offsets hold nothing to read (markers of transactions, what compaction took), librdkafka tells the number of the
+//! partition that ended, without its topic; then discovery looks whether there is anything left before that offset.
+//!
+//! Three threads with a client each: one reads live, one finds topics and partitions, one reads ranges again. Looking at
+//! single records takes a fourth client for that moment.
 
 mod config;
 mod context;

@@ -25,12 +25,13 @@ const INGEST: &str = "[ingest]\nbatch = \"3ms\"\n";
 const EDGE: &str = "[edge.queue]\nframes = 500000\nbytes = \"256MiB\"\n";
 
 /// What is read of `/metrics`: name here, metric, part of its labels.
-const COUNTED: [(&str, &str, &str); 10] = [
+const COUNTED: [(&str, &str, &str); 11] = [
     ("published", "tickmesh_events_published_total", ""),
     ("batches", "tickmesh_batches_published_total", ""),
     ("received", "tickmesh_mesh_events_received_total", ""),
     ("duplicates", "tickmesh_duplicates_total", ""),
-    ("feed bytes", "tickmesh_feed_bytes_received_total", ""),
+    ("refetched", "tickmesh_events_refetched_total", ""),
+    ("feed bytes", "tickmesh_feed_bytes_total", "direction=\"received\""),
     ("queue drops", "tickmesh_gossip_queue_drops_total", ""),
     ("gaps told", "tickmesh_gaps_total", "repaired=\"no\""),
     ("gaps repaired", "tickmesh_gaps_total", "repaired=\"yes\""),
@@ -80,9 +81,10 @@ impl Cluster {
              topics = [{TOPIC:?}]\nstart = \"beginning\"\n"
         );
         let start = |name: &str, region, roles, ports, more: &str| {
-            let role = Role { name, region, roles, ports, node: "", more };
-            let node = network.start(&role, &publishers, &bootstrap);
             let data = network.folder().join(format!("{name}.data"));
+            let more_of_node = format!("data_dir = {data:?}\n");
+            let role = Role { name, region, roles, ports, node: &more_of_node, more };
+            let node = network.start(&role, &publishers, &bootstrap);
             Member { name: name.into(), node, data, before: Counts::default(), now: Counts::default() }
         };
         let mut ingest = Vec::new();

@@ -22,6 +22,11 @@ const EXTRA_RATE: u64 = 1_600;
 const OVERLOAD: u64 = 5;
 const OVERLOAD_PARTS: u32 = 4;
 
+/// The first events of all streams.
+pub fn begin(rig: &mut Rig) {
+    rig.go_on(AFTERWARDS);
+}
+
 /// Nothing fails.
 pub fn nothing(rig: &mut Rig) {
     rig.go_on(rig.form.quiet);
@@ -70,7 +75,7 @@ pub fn kill_leader_in_silence(rig: &mut Rig) {
         rig.catch_up();
         rig.cluster.ingest[leader].restart();
         rig.cluster.ingest[leader].node.wait_ready();
-        rig.load.set_rate(rig.form.rate);
+        rig.end_silence();
         rig.go_on(AFTERWARDS);
         rig.catch_up();
     }

@@ -8,7 +8,7 @@ const SHORTEST: Duration = Duration::from_millis(10);
 /// The pauses of one client.
 #[derive(Debug)]
 pub struct Pauses {
-    /// When the last event of each stream came, on this connection.
+    /// When the last event of each stream came, since the beginning.
     last: Vec<Option<Instant>>,
     kept: Vec<(Instant, Instant)>,
 }
@@ -18,8 +18,8 @@ impl Pauses {
         Self { last: vec![None; streams], kept: Vec::new() }
     }
 
-    /// A new connection; the time between two is no pause.
-    pub fn connected(&mut self) {
+    /// Begins anew: the time until the next event is no pause.
+    pub fn begin(&mut self) {
         self.last.fill(None);
     }
 
@@ -57,7 +57,7 @@ mod tests {
         assert_eq!(longest(0, 5), 88);
         assert_eq!(longest(105, 106), 295);
         assert_eq!(longest(400, 1000), 0);
-        pauses.connected();
+        pauses.begin();
         pauses.event(0, at(5000));
         assert_eq!(pauses.longest(at(400), at(6000)).as_millis(), 0);
     }

@@ -40,7 +40,7 @@ impl Row {
 const STORIES: usize = 6;
 
 /// The heads of the columns.
-pub const HEAD: &str = "fault                                       lost doubled disorder | longest   refetched  duplicates        \
+pub const HEAD: &str = "fault                                       lost doubled disorder | longest  refetched             duplicates        \
                         | takeovers yields gaps repaired/told drops | cores";
 
 impl fmt::Display for Row {
@@ -48,12 +48,13 @@ impl fmt::Display for Row {
         let Self { found, edges, all, .. } = self;
         write!(
             f,
-            "{:<42} {:>5} {:>7} {:>8} | {:>7.0?} {:>8.0} KB {:>7} {:>6.3} % | {:>9} {:>6} {:>13}/{:<4} {:>5} |",
+            "{:<42} {:>5} {:>7} {:>8} | {:>7.0?} {:>7} {:>8.0} KB {:>7} {:>6.3} % | {:>9} {:>6} {:>13}/{:<4} {:>5} |",
             self.fault,
             found.lost + self.behind,
             found.doubled,
             found.reordered + found.unlinked + found.odd,
             self.longest_pause,
+            edges.get("refetched"),
             edges.get("feed bytes") / 1e3,
             edges.get("duplicates"),
             self.duplicates() * 100.0,

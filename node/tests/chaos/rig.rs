@@ -210,6 +210,14 @@ impl Rig {
         }
     }
 
+    /// Lets the load go on after it was silent.
+    pub fn end_silence(&self) {
+        for client in &self.clients {
+            client.silence_is_over();
+        }
+        self.load.set_rate(self.form.rate);
+    }
+
     /// The longest pause of any client in a span.
     pub fn longest_pause(&self, from: Instant, until: Instant) -> Duration {
         self.clients.iter().map(|client| client.longest_pause(from, until)).max().unwrap_or_default()

@@ -105,6 +105,11 @@ impl Watcher {
         behind.sum()
     }
 
+    /// The load was silent until now: that was no pause.
+    pub fn silence_is_over(&self) {
+        self.shared.seen().pauses.begin();
+    }
+
     pub fn longest_pause(&self, from: Instant, until: Instant) -> Duration {
         self.shared.seen().pauses.longest(from, until)
     }
@@ -133,7 +138,7 @@ impl Shared {
         {
             let mut seen = self.seen();
             seen.checker.connected();
-            seen.pauses.connected();
+            seen.pauses.begin();
             seen.confirmed = 0;
         }
         self.connections.fetch_add(1, Ordering::Relaxed);

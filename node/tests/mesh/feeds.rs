@@ -3,7 +3,10 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use bytes::Bytes;
-use tickmesh::mesh::{FeedError, FeedReader, Role, feeds::MAX_ASKED_FEEDS};
+use tickmesh::mesh::{
+    FeedError, FeedReader, Role,
+    feeds::{MAX_ASKED_FEEDS, MAX_LIVE_FEEDS},
+};
 use tickmesh_protocol::{
     Position, PublisherKey, Sequence, StreamName, Topic,
     feed::{FeedEnd, FeedFrame, FeedRequest, SourceStatus, Status},
@@ -285,6 +288,41 @@ async fn more_feeds_than_may_be_open_wait_for_one_another() {
     for task in tasks {
         assert_eq!(within("a feed in its turn", task).await.unwrap(), 16);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn live_feeds_of_a_node_are_bounded_and_leave_room_for_ranges() {
+    let network = Network::new(1);
+    let (publisher, edge) = pair(&network).await;
+    let key = publisher.identity.publisher();
+    publisher.store.add(&stream("trades.btc_usdt"), 20, 100);
+    let mut live = Vec::new();
+    for _ in 0..MAX_LIVE_FEEDS {
+        live.push(ask(&edge, key, request("trades.btc_usdt", None, true)).await);
+    }
+    let more = edge.mesh.feed(key, request("trades.btc_usdt", None, true)).await;
+    assert!(matches!(more, Err(FeedError::TooManyLive)), "{more:?}");
+    let (events, _) = read_all(&mut ask(&edge, key, request("trades.btc_usdt", None, false)).await).await;
+    assert_eq!(events.len(), 20);
+    for reader in &mut live {
+        assert!(matches!(within("a page", reader.next()).await, Ok(Some(FeedFrame::Page(_)))));
+    }
+    live.pop();
+    ask(&edge, key, request("trades.btc_usdt", None, true)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_gets_on_is_asked_again_at_once() {
+    let network = Network::new(1);
+    let (publisher, edge) = pair(&network).await;
+    let btc = stream("trades.btc_usdt");
+    publisher.store.add(&btc, 10, 100);
+    // It looks at twenty parts of the log without finding anything, and nobody says that anything changed.
+    publisher.store.scan(&Topic::spanning(&btc), 20);
+    let key = publisher.identity.publisher();
+    let (events, _) = read_all(&mut ask(&edge, key, request("trades.btc_usdt", None, false)).await).await;
+    assert_eq!(events.len(), 10);
+    assert_eq!(publisher.store.calls.load(Ordering::SeqCst), 21);
 }
 
 #[tokio::test(flavor = "multi_thread")]

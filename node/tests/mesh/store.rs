@@ -40,6 +40,8 @@ struct Inner {
     /// Topics whose log is being read: nothing to serve yet, and how: `next` waits, or gives nothing.
     reading: HashMap<Topic, bool>,
     refused: HashMap<Topic, &'static str>,
+    /// Parts of a log that are looked at before there is something to serve.
+    scanning: HashMap<Topic, u64>,
     states: HashMap<String, Bytes>,
 }
 
@@ -92,6 +94,11 @@ impl Store {
     /// Serves nothing of a topic for now, as if a log were read. `wait`: `next` waits instead of giving nothing.
     pub fn read_log(&self, topic: &Topic, wait: bool) {
         self.inner.lock().unwrap().reading.insert(topic.clone(), wait);
+    }
+
+    /// Looks at so many parts of a log before it serves a topic, one at each call.
+    pub fn scan(&self, topic: &Topic, parts: u64) {
+        self.inner.lock().unwrap().scanning.insert(topic.clone(), parts);
     }
 
     pub fn log_is_read(&self, topic: &Topic) {
@@ -174,7 +181,12 @@ impl FeedStore for Store {
             loop {
                 let changed = self.changed.notified();
                 let reading = {
-                    let inner = self.inner.lock().unwrap();
+                    let mut inner = self.inner.lock().unwrap();
+                    if let Some(parts) = inner.scanning.get_mut(&cursor.topic).filter(|parts| **parts > 0) {
+                        *parts -= 1;
+                        cursor.streams[0].scanned = Some(Sequence::new(1000 - *parts).unwrap());
+                        return Ok(FeedStep::default());
+                    }
                     if let Some(reason) = inner.refused.get(&cursor.topic) {
                         return Err(Refusal((*reason).into()));
                     }

@@ -130,15 +130,14 @@ impl Hub {
 
     pub(super) fn answer(&mut self, answer: Answer) {
         let Answer { streams, reply } = answer;
-        let (heads, read) = match reply {
-            Ok(reply) if reply.heads.len() == streams.len() => {
-                (reply.heads, Arc::<[Position]>::from(reply.read))
-            }
+        let HeadReply { heads, read } = match reply {
+            Ok(reply) if reply.heads.len() == streams.len() => reply,
             Ok(_) => return self.unavailable(&streams, "a peer answered another question"),
             Err(unavailable) => return self.unavailable(&streams, &unavailable.reason),
         };
         // First the requests are confirmed where the streams stand, then come the events that were held.
         let now = self.now();
+        let read: Arc<[Position]> = read.into();
         let mut held = Vec::new();
         for (key, head) in streams.iter().zip(&heads) {
             let position = match head {

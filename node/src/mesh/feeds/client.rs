@@ -21,7 +21,7 @@ use tokio::{
 use tokio_util::compat::TokioAsyncReadCompatExt;
 
 use super::{
-    LivePublishers, MAX_ASKED_FEEDS, Open, Server, Settings,
+    LivePublishers, MAX_ASKED_FEEDS, MAX_LIVE_FEEDS, Open, Server, Settings,
     serving::kind,
     streams::OpenError,
     wire::{FrameReader, FrameWriter, Io},
@@ -38,6 +38,8 @@ pub enum FeedError {
     UnknownPublisher(PublisherKey),
     #[error("the publisher is not connected")]
     NotConnected,
+    #[error("{MAX_LIVE_FEEDS} live feeds are open at this publisher")]
+    TooManyLive,
     #[error("the peer does not serve feeds")]
     Unsupported,
     #[error("refused: {0}")]
@@ -71,8 +73,13 @@ impl From<InvalidBatch> for FeedError {
     }
 }
 
-/// How many feeds for a range one publisher is asked for at a time.
-pub(in crate::mesh) type Places = HashMap<PublisherKey, (PeerId, Arc<Semaphore>)>;
+/// A publisher that may be asked, and for how many feeds more.
+#[derive(Clone)]
+struct Publisher {
+    peer: PeerId,
+    ranges: Arc<Semaphore>,
+    live: Arc<Semaphore>,
+}
 
 /// Asks for feeds. Cheap to clone.
 #[derive(Clone)]
@@ -84,7 +91,7 @@ pub(in crate::mesh) struct FeedClient {
     open: mpsc::Sender<Open>,
     settings: Settings,
     believed: Arc<HashSet<PublisherKey>>,
-    places: Arc<Places>,
+    publishers: Arc<HashMap<PublisherKey, Publisher>>,
     live: watch::Receiver<LivePublishers>,
     metrics: Arc<FeedMetrics>,
 }
@@ -110,10 +117,12 @@ impl fmt::Debug for FeedClient {
 impl FeedClient {
     pub(in crate::mesh) fn new(parts: ClientParts) -> Self {
         let ClientParts { me, peer_id, local, open, settings, believed, live, metrics } = parts;
-        let place =
-            |key: &PublisherKey| Some((*key, (peer_of(key)?, Arc::new(Semaphore::new(MAX_ASKED_FEEDS)))));
-        let places = Arc::new(believed.iter().filter_map(place).collect());
-        Self { me, peer_id, local, open, settings, believed, places, live, metrics }
+        let publisher = |key: &PublisherKey| {
+            let [ranges, live] = [MAX_ASKED_FEEDS, MAX_LIVE_FEEDS].map(|most| Arc::new(Semaphore::new(most)));
+            Some((*key, Publisher { peer: peer_of(key)?, ranges, live }))
+        };
+        let publishers = Arc::new(believed.iter().filter_map(publisher).collect());
+        Self { me, peer_id, local, open, settings, believed, publishers, live, metrics }
     }
 
     pub(in crate::mesh) fn live_publishers(&self) -> watch::Receiver<LivePublishers> {
@@ -127,28 +136,37 @@ impl FeedClient {
         request: FeedRequest,
     ) -> Result<FeedReader, FeedError> {
         let kind = kind(&request);
-        let opened = self.open(publisher, request).await;
-        if opened.is_err() {
-            self.metrics.asked(kind, "failed");
+        let opened = async {
+            let bytes = codec::encode_feed_request(&request).map_err(FeedError::Request)?;
+            Ok((self.open(publisher, &request).await?, bytes))
+        };
+        match opened.await {
+            Ok((mut reader, bytes)) => {
+                reader.request(&bytes).await?;
+                Ok(reader)
+            }
+            Err(error) => {
+                self.metrics.asked(kind, "failed");
+                Err(error)
+            }
         }
-        opened
     }
 
-    async fn open(&self, publisher: PublisherKey, request: FeedRequest) -> Result<FeedReader, FeedError> {
-        let (peer, places) =
-            self.places.get(&publisher).ok_or(FeedError::UnknownPublisher(publisher))?.clone();
-        let bytes = codec::encode_feed_request(&request).map_err(FeedError::Request)?;
-        let place = if request.topic().is_some() && !request.is_live() {
+    async fn open(&self, publisher: PublisherKey, request: &FeedRequest) -> Result<FeedReader, FeedError> {
+        let Publisher { peer, ranges, live } =
+            self.publishers.get(&publisher).ok_or(FeedError::UnknownPublisher(publisher))?.clone();
+        let place = match (request.topic(), request.is_live()) {
+            (None, _) => None,
+            (Some(_), true) => Some(live.try_acquire_owned().map_err(|_| FeedError::TooManyLive)?),
             // It is never closed.
-            places.acquire_owned().await.ok()
-        } else {
-            None
+            (Some(_), false) => ranges.acquire_owned().await.ok(),
         };
         let io =
             if publisher == self.me { self.open_local()? } else { self.open_stream(peer, publisher).await? };
-        let mut reader = FeedReader {
+        self.metrics.reading.inc();
+        Ok(FeedReader {
             topic: request.topic().cloned(),
-            kind: kind(&request),
+            kind: kind(request),
             live: request.is_live(),
             state_bytes: 0,
             frames: FrameReader::new(MAX_FEED_FRAME_BYTES),
@@ -156,10 +174,7 @@ impl FeedClient {
             believed: self.believed.clone(),
             metrics: self.metrics.clone(),
             open: Some((io, place)),
-        };
-        reader.metrics.reading.inc();
-        reader.request(&bytes).await?;
-        Ok(reader)
+        })
     }
 
     async fn open_stream(&self, peer: PeerId, publisher: PublisherKey) -> Result<Box<dyn Io>, FeedError> {
@@ -220,32 +235,35 @@ impl FeedReader {
     /// If the peer refuses, says nothing for five seconds, or sends what is not to be believed. The feed then has ended.
     pub async fn next(&mut self) -> Result<Option<FeedFrame>, FeedError> {
         loop {
-            let Some((io, _)) = &mut self.open else {
-                return Ok(None);
-            };
-            let read = self.frames.next(io, self.settings.idle).await.map_err(FeedError::from);
-            let frame = read.and_then(|bytes| {
-                self.metrics.received(bytes.len());
-                self.check(codec::decode_feed_frame(&bytes)?)
-            });
-            match frame {
-                Ok(FeedFrame::Working) => {}
-                Ok(frame) => {
-                    if self.is_last(&frame) {
-                        self.close("complete");
-                    }
-                    return Ok(Some(frame));
-                }
-                Err(error) => {
-                    self.close(match error {
-                        FeedError::Refused(_) => "refused",
-                        FeedError::Invalid(_) => "invalid",
-                        _ => "failed",
-                    });
-                    return Err(error);
-                }
+            match self.next_or_working().await {
+                Ok(Some(FeedFrame::Working)) => {}
+                other => return other,
             }
         }
+    }
+
+    /// As [`Self::next`], and [`FeedFrame::Working`] as well: for who would rather ask another peer than wait for one that
+    /// does not even say that it works.
+    ///
+    /// # Errors
+    /// As [`Self::next`].
+    pub async fn next_or_working(&mut self) -> Result<Option<FeedFrame>, FeedError> {
+        let Some((io, _)) = &mut self.open else {
+            return Ok(None);
+        };
+        let read = self.frames.next(io, self.settings.idle).await.map_err(FeedError::from);
+        let frame = read.and_then(|bytes| {
+            self.metrics.received(bytes.len());
+            self.check(codec::decode_feed_frame(&bytes)?)
+        });
+        match &frame {
+            Ok(frame) if self.is_last(frame) => self.close("complete"),
+            Ok(_) => {}
+            Err(FeedError::Refused(_)) => self.close("refused"),
+            Err(FeedError::Invalid(_)) => self.close("invalid"),
+            Err(_) => self.close("failed"),
+        }
+        frame.map(Some)
     }
 
     async fn request(&mut self, bytes: &[u8]) -> Result<(), FeedError> {

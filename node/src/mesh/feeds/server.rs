@@ -96,15 +96,17 @@ impl Server {
             return;
         };
         let (tasks, stop) = (self.tasks.clone(), self.stop.clone());
+        // Made before the task, which may end before it began.
+        let taken = Taken { server: self, peer, place };
         tasks.spawn(stop.run_until_cancelled_owned(async move {
-            let _taken = Taken { server: &self, peer, place };
-            let serving = Serving::new(&self, io);
+            let server = &taken.server;
+            let serving = Serving::new(server, io);
             let (kind, outcome) = match reason {
                 None => serving.run(is_publisher).await,
                 Some(reason) => serving.refuse(reason).await,
             };
             tracing::debug!(%peer, kind, outcome = outcome.name(), "feed ended");
-            self.metrics.ended(kind, outcome);
+            server.metrics.ended(kind, outcome);
         }));
     }
 
@@ -160,13 +162,13 @@ impl Server {
 }
 
 /// Gives a place back.
-struct Taken<'a> {
-    server: &'a Server,
+struct Taken {
+    server: Arc<Server>,
     peer: PeerId,
     place: Place,
 }
 
-impl Drop for Taken<'_> {
+impl Drop for Taken {
     fn drop(&mut self) {
         self.server.leave_place(self.peer, self.place);
     }

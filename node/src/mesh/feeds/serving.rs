@@ -111,6 +111,7 @@ impl<'a, T: Io> Serving<'a, T> {
             Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
                 return Err(self.invalid(&error.to_string()).await);
             }
+            Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut => return Err(FeedOutcome::Slow),
             Ok(Err(_)) => return Err(FeedOutcome::Gone),
             Err(_) => return Err(FeedOutcome::Slow),
         };
@@ -151,8 +152,9 @@ impl<'a, T: Io> Serving<'a, T> {
         loop {
             // Before looking, so that what comes after looking is not missed.
             let changed = server.store.changed(&cursor.topic);
+            let before = cursor.streams.clone();
             let step = self.next_step(&mut cursor, live).await?;
-            let (nothing, at_head) = (step.pages.is_empty(), step.at_head);
+            let (stuck, at_head) = (step.pages.is_empty() && cursor.streams == before, step.at_head);
             for page in step.pages {
                 self.send(&FeedFrame::Page(page)).await?;
             }
@@ -170,7 +172,7 @@ impl<'a, T: Io> Serving<'a, T> {
             }
             if at_head {
                 self.wait(changed).await?;
-            } else if nothing {
+            } else if stuck {
                 self.wait_for_log(&cursor.topic, live, changed).await?;
             }
         }

@@ -182,7 +182,7 @@ impl ConnectionHandler for Handler {
                 if let Some(incoming) = &self.incoming
                     && incoming.try_send((self.peer, stream)).is_err()
                 {
-                    tracing::warn!(peer = %self.peer, "feed not taken: too many at once");
+                    tracing::debug!(peer = %self.peer, "feed not taken: too many at once");
                 }
             }
             // Nobody may wait any more for either.

@@ -75,12 +75,6 @@ pub(super) struct Probe {
     pub(super) until: i64,
 }
 
-impl Probe {
-    pub(super) fn is_of(&self, other: &Self) -> bool {
-        self.partition == other.partition && self.topic == other.topic
-    }
-}
-
 /// A partition whose next offset may be gone from the log.
 #[derive(Clone, Debug)]
 pub(super) struct Stuck {

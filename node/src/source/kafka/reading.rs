@@ -6,10 +6,7 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{
-        Arc,
-        mpsc::{SyncSender, TrySendError},
-    },
+    sync::{Arc, mpsc::SyncSender},
     time::{Duration, Instant},
 };
 
@@ -28,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     config::{Config, Use},
     context::{Context, Status},
-    discovery::{Asked, Checked, News, Placed, Probe},
+    discovery::{Asked, Checked, News, Placed},
     numbering::{At, Extent, move_on},
     partitions::Partitions,
     term::term_of,
@@ -70,9 +67,9 @@ pub(super) struct Reading {
     news: mpsc::Receiver<News>,
     questions: SyncSender<Asked>,
     question: Question,
-    /// Partitions that may have come to their end, and nobody has been asked about yet.
-    doubtful: Vec<Probe>,
-    /// When to ask about them.
+    /// Numbers of partitions that ended, and nobody has been asked about yet.
+    ended: BTreeSet<i32>,
+    /// Not before this: where one topic is read live and another is far behind, ends are told all the time.
     probe_at: Instant,
 }
 
@@ -133,7 +130,7 @@ impl Reading {
             news,
             questions,
             question: Question::None,
-            doubtful: Vec::new(),
+            ended: BTreeSet::new(),
             probe_at: Instant::now(),
         })
     }
@@ -151,7 +148,7 @@ impl Reading {
             self.apply(news, output)?;
         }
         self.ask();
-        let (records, ended) = self.poll_batch();
+        let records = self.poll_batch();
         if let Some(statistics) = self.consumer.context().take_statistics() {
             self.show(&statistics);
         }
@@ -160,14 +157,6 @@ impl Reading {
         }
         for reached in self.partitions.reached() {
             output.send(reached)?;
-        }
-        if self.doubtful.is_empty() {
-            self.doubtful = self.partitions.doubtful(&ended);
-            self.probe_at = Instant::now();
-        } else {
-            let more = self.partitions.doubtful(&ended);
-            self.doubtful.retain(|old| !more.iter().any(|new| new.is_of(old)));
-            self.doubtful.extend(more);
         }
         Ok(())
     }
@@ -183,10 +172,9 @@ impl Reading {
         Ok(())
     }
 
-    /// Waits for a record, then takes all that are there. Gives the numbers of partitions that ended, too.
-    fn poll_batch(&mut self) -> (Vec<Record>, BTreeSet<i32>) {
+    /// Waits for a record, then takes all that are there.
+    fn poll_batch(&mut self) -> Vec<Record> {
         let mut records = Vec::new();
-        let mut ended = BTreeSet::new();
         let mut errors = Vec::new();
         let mut bytes = 0;
         let mut wait = POLL_WAIT;
@@ -200,7 +188,7 @@ impl Reading {
                     }
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
-                    ended.insert(partition);
+                    self.ended.insert(partition);
                 }
                 Some(Err(error)) => errors.push(error),
             }
@@ -209,7 +197,7 @@ impl Reading {
         for error in errors {
             self.on_error(&error);
         }
-        (records, ended)
+        records
     }
 
     /// The context has counted and logged the error already.
@@ -258,10 +246,7 @@ impl Reading {
                 for reached in self.partitions.reached() {
                     output.send(reached)?;
                 }
-                if !unknown.is_empty() {
-                    self.doubtful.extend(unknown);
-                    self.probe_at = Instant::now() + ASK_AGAIN;
-                }
+                self.ended.extend(unknown.iter().map(|probe| probe.partition));
             }
         }
         self.status.figures.partitions.set(i64::try_from(self.partitions.count()).unwrap_or(i64::MAX));
@@ -334,16 +319,19 @@ impl Reading {
                 Err(_) => Question::Due(now + ASK_AGAIN),
             };
         }
-        if !self.doubtful.is_empty() && self.probe_at <= now {
-            let probes = std::mem::take(&mut self.doubtful);
-            if let Err(
-                TrySendError::Full(Asked::Probe(probes)) | TrySendError::Disconnected(Asked::Probe(probes)),
-            ) = self.questions.try_send(Asked::Probe(probes))
-            {
-                self.doubtful = probes;
-                self.probe_at = now + ASK_AGAIN;
-            }
+        if self.ended.is_empty() || self.probe_at > now {
+            return;
         }
+        let probes = self.partitions.doubtful(&self.ended);
+        if probes.is_empty() {
+            // Those that ended are known to have.
+            self.ended.clear();
+            return;
+        }
+        if self.questions.try_send(Asked::Probe(probes)).is_ok() {
+            self.ended.clear();
+        }
+        self.probe_at = now + ASK_AGAIN;
     }
 
     /// Moves partitions whose next offset is not in the log to where the log goes on, and says so.
