@@ -60,11 +60,11 @@ const BEHIND: Duration = Duration::from_secs(1);
 /// How much longer than its usual lag that is.
 const BEHIND_LAGS: u32 = 16;
 
-/// Lateness of its own loop from which a peer takes itself for one that was frozen.
+/// The most that lateness of the own loop counts.
 const FROZEN: Duration = Duration::from_secs(1);
 
 /// How long a peer that was frozen listens before it publishes again: some round trips, in which the queues of what others
-/// published meanwhile are read.
+/// published meanwhile are read. One that was only late listens for a quarter of that lateness.
 const LISTEN: Duration = Duration::from_millis(100);
 
 /// How long a lateness of the own loop counts.
@@ -345,8 +345,10 @@ impl Publisher {
         if outdated {
             self.late = Some((now, late));
         }
-        if late >= FROZEN {
-            self.listen_until = self.listen_until.max(now + LISTEN);
+        // So late that another may have taken over: what it published is on its way here.
+        let followed = self.sources.values().any(|source| source.readers.len() > 1);
+        if followed && late >= self.settings.most_timeout {
+            self.listen_until = self.listen_until.max(now + LISTEN.min(late / 4));
         }
     }
 
