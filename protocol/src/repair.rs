@@ -502,7 +502,7 @@ impl Hole {
                     link.last() == self.began_at && !covers(head, *oldest) && self.barren < UNPROVEN
                 };
                 self.forgiven = self.forgiven.filter(elsewhere);
-                self.compare(head, link);
+                self.compare(head);
                 // If it brought something, what else is missing most likely came while this was on its way.
                 if link.last() == self.began_at {
                     self.barren += 1;
@@ -527,7 +527,7 @@ impl Hole {
 
     /// A server gave all it has, up to `head`: what is claimed or held beyond that is not believed for ever, however
     /// much else comes meanwhile.
-    fn compare(&mut self, head: Option<Position>, link: &Link) {
+    fn compare(&mut self, head: Option<Position>) {
         self.unproven = match self.sought {
             Some(sought) if !covers(head, sought) => self.unproven + 1,
             _ => 0,
@@ -536,10 +536,8 @@ impl Hole {
             self.unproven = 0;
             self.disbelieve();
         }
-        self.behind = match self.held.oldest(link) {
-            Some(oldest) if !covers(head, oldest) => self.behind + 1,
-            _ => 0,
-        };
+        let behind = self.held.count > 0 && !self.held.is_reached_by(head);
+        self.behind = if behind { self.behind + 1 } else { 0 };
         if self.behind >= BEHIND {
             self.behind = 0;
             self.held = Held::default();
@@ -551,8 +549,8 @@ impl Hole {
         if self.barren > 1 && self.claimed.is_some_and(|claimed| covers(head, claimed)) {
             self.disbelieve();
         }
-        let contradicted = self.held.oldest(link).is_some_and(|oldest| covers(head, oldest));
-        if contradicted && self.barren >= CONTRADICTIONS {
+        // It stands further than something held here, of whatever epoch, and has not what is missing before that.
+        if self.held.is_reached_by(head) && self.barren >= CONTRADICTIONS {
             self.tell_and_go_on(link, outputs);
         }
     }
@@ -708,6 +706,15 @@ impl Held {
         self.oldest(link).is_some_and(|held| {
             let of_this_epoch = link.last().is_some_and(|last| last.epoch == held.epoch);
             if held.epoch == event.epoch { held.sequence < event.sequence } else { of_this_epoch }
+        })
+    }
+
+    /// Whether a server that stands at `head` has come to something held here.
+    fn is_reached_by(&self, head: Option<Position>) -> bool {
+        let first = |events: &BTreeMap<Sequence, Event>| events.first_key_value().map(|(first, _)| *first);
+        head.is_some_and(|head| {
+            let of_epoch = self.epochs.iter().find(|(epoch, _)| *epoch == head.epoch);
+            of_epoch.and_then(|(_, events)| first(events)).is_some_and(|first| first <= head.sequence)
         })
     }
 

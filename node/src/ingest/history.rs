@@ -12,7 +12,7 @@ use std::{
 };
 
 use tickmesh_protocol::{
-    Event, Moment, Position, StreamName, Topic,
+    Event, Moment, Position, Previous, StreamName, Topic,
     link::{Link, Verdict},
 };
 use tokio::sync::Notify;
@@ -244,6 +244,8 @@ impl Stream {
         match next {
             Some((_, next)) => match Link::at(Some(position)).judge(next) {
                 Verdict::Next | Verdict::Reset { .. } => After::All { head },
+                // The first of its epoch, for who asks after the number before it because he was told of it.
+                Verdict::Gap { .. } if begins_epoch_of(position, next) => After::All { head },
                 Verdict::Gap { .. } | Verdict::Duplicate => After::From(next.position()),
             },
             None => match head {
@@ -257,13 +259,18 @@ impl Stream {
     }
 }
 
+/// Whether an event is the first of a position's epoch: nothing can be between.
+fn begins_epoch_of(position: Position, event: &Event) -> bool {
+    event.epoch == position.epoch && matches!(event.previous, Previous::Reset { .. })
+}
+
 fn cost(event: &Event) -> usize {
     event.data.len() + EVENT_BYTES
 }
 
 #[cfg(test)]
 mod tests {
-    use tickmesh_protocol::{Epoch, Previous, Sequence, sequencer::Sequencer};
+    use tickmesh_protocol::{Epoch, Sequence, sequencer::Sequencer};
 
     use super::*;
 
@@ -312,6 +319,13 @@ mod tests {
         assert_eq!(history.after(&name("t.a"), Some(at(1, 1))), After::All { head: Some(at(1, 4)) });
         assert_eq!(history.after(&name("t.a"), Some(at(1, 9))), After::All { head: Some(at(1, 4)) });
         assert_eq!(history.after(&name("t.c"), None), After::Unknown);
+    }
+
+    /// Found by the model: an edge that was told "the oldest I have is 4, the first of its epoch" asked after 3 for ever.
+    #[test]
+    fn the_first_of_an_epoch_follows_the_number_before_it() {
+        let history = history(1 << 20, &[("t.a", 1, 7), ("t.a", 2, 4)]);
+        assert_eq!(history.after(&name("t.a"), Some(at(2, 3))), After::All { head: Some(at(2, 4)) });
     }
 
     #[test]

@@ -60,8 +60,15 @@ pub struct IngestShape {
     pub clock: Clock,
     /// How long after a record was written this peer reads it, at most.
     pub read_delay: Time,
-    /// 0 in the home region of the sources, larger in standby regions.
-    pub tier: u8,
+    /// Sources for which this peer is only a standby, as bits.
+    pub standby: u8,
+}
+
+impl IngestShape {
+    /// 0 in the home region of a source, larger in standby regions.
+    pub fn tier(&self, source: usize) -> u8 {
+        self.standby >> source & 1
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,6 +195,17 @@ impl Scenario {
     pub fn ends(&self) -> Time {
         let last = self.ops.iter().map(|op| op.at + op.what.lasts()).max().unwrap_or(0);
         self.world.ingests.iter().map(|ingest| ingest.starts).fold(last, Time::max)
+    }
+
+    /// Whether all that goes wrong is that single ingest peers of several die.
+    pub fn only_deaths(&self) -> bool {
+        let world = &self.world;
+        let death = |what: &What| matches!(what, What::Crash { peer: Peer::Ingest(_), .. });
+        world.loss == 0
+            && world.ingests.len() > 1
+            && world.ingests.iter().all(|ingest| ingest.starts == 0)
+            && self.ops.iter().all(|op| !op.what.is_fault() || death(&op.what))
+            && self.ops.iter().filter(|op| death(&op.what)).count() == 1
     }
 
     /// Whether nothing ever goes wrong.

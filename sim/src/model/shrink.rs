@@ -130,7 +130,7 @@ impl Shrinking {
         for number in 0..self.best.world.ingests.len() {
             self.try_with(|scenario| scenario.world.ingests[number].clock = Clock::default());
             self.try_with(|scenario| scenario.world.ingests[number].starts = 0);
-            self.try_with(|scenario| scenario.world.ingests[number].tier = 0);
+            self.try_with(|scenario| scenario.world.ingests[number].standby = 0);
             self.try_with(|scenario| scenario.world.ingests[number].read_delay = MS);
         }
         for number in 0..self.best.world.edges.len() {

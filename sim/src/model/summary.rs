@@ -104,6 +104,13 @@ impl fmt::Display for Summary {
             counts.takeovers,
             counts.yields
         )?;
+        writeln!(
+            f,
+            "where only one ingest peer died: {} events, longest wait for a leader {:.1} ms, {} longer than 150 ms",
+            counts.waited,
+            counts.longest_wait_us as f64 / 1000.0,
+            counts.waited_long
+        )?;
         match self.failures.len() {
             0 => write!(f, "no seed failed"),
             failed => write!(f, "FAILED: {failed} seeds"),

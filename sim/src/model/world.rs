@@ -73,6 +73,11 @@ pub struct Counts {
     pub takeovers: u64,
     pub yields: u64,
     pub lost_messages: u64,
+    /// Where nothing but single ingest peers died: how long an event waited until it was published, at most, in microseconds.
+    pub longest_wait_us: u64,
+    /// Events there, and those that waited longer than 150 ms.
+    pub waited: u64,
+    pub waited_long: u64,
 }
 
 impl Counts {
@@ -90,6 +95,9 @@ impl Counts {
         self.takeovers += other.takeovers;
         self.yields += other.yields;
         self.lost_messages += other.lost_messages;
+        self.longest_wait_us = self.longest_wait_us.max(other.longest_wait_us);
+        self.waited += other.waited;
+        self.waited_long += other.waited_long;
     }
 }
 

@@ -9,8 +9,11 @@ use crate::model::{
 /// Of a thousand worlds so many have no fault at all, and must show neither duplicates nor gaps.
 const CALM: u64 = 120;
 
+/// In so many more of them the only fault is that one ingest peer of several dies: then nothing may wait for long.
+const DEATH: u64 = 60;
+
 /// Of a thousand worlds so many have one stream with so many events that an edge cannot hold them all.
-const FLOOD: u64 = 4;
+const FLOOD: u64 = 8;
 
 /// Faults of one world at most: more only make stories that nobody can read.
 const MAX_FAULTS: u64 = 9;
@@ -27,14 +30,19 @@ const MAX_CLIENTS: usize = 32;
 /// The scenario of a seed.
 pub fn generate(seed: u64) -> Scenario {
     let mut random = Random::of(seed, 1);
-    let calm = random.chance(CALM);
-    let world = shape(&mut random, calm);
+    let (calm, death) = match random.below(1000) {
+        chance if chance < CALM => (true, false),
+        chance => (false, chance < CALM + DEATH),
+    };
+    let world = shape(&mut random, calm || death);
     let length = random.spread(100 * MS, 2500 * MS);
-    let begins = if calm { BEGINNING } else { random.spread(0, BEGINNING) };
+    let begins = if calm || death { BEGINNING } else { random.spread(0, BEGINNING) };
     let mut generator = Generator { random, world: &world, ops: Vec::new(), clients: 0, begins, length };
     generator.appends();
     generator.clients();
-    if !calm {
+    if death {
+        generator.death();
+    } else if !calm {
         for _ in 0..generator.random.between(1, MAX_FAULTS) {
             generator.fault();
         }
@@ -57,13 +65,13 @@ fn shape(random: &mut Random, calm: bool) -> Shape {
         .collect();
     let streams = (0..random.between(1, 5)).map(|_| random.below(partitions.len() as u64) as usize).collect();
     let ingests = random.weighted(&[0, 2, 5, 3, 1]).clamp(1, MAX_PEERS);
-    let slow = random.chance(300);
+    let slow = !calm && random.chance(300);
     let ingests = (0..ingests)
         .map(|_| IngestShape {
             starts: if calm || random.chance(700) { 0 } else { random.spread(0, 800 * MS) },
             clock: clock(random),
             read_delay: if slow { random.spread(MS, 20 * MS) } else { random.spread(200, 4 * MS) },
-            tier: if random.chance(800) { 0 } else { 1 },
+            standby: if random.chance(700) { 0 } else { random.below(8) as u8 },
         })
         .collect();
     let edges = (0..random.between(1, 3)).map(|_| EdgeShape { clock: clock(random) }).collect();
@@ -188,6 +196,12 @@ impl Generator<'_> {
 
     fn partition(&mut self) -> usize {
         self.random.below(self.world.partitions.len() as u64) as usize
+    }
+
+    fn death(&mut self) {
+        let at = self.at();
+        let (ingest, lasts) = (self.ingest(), self.lasts());
+        self.push(at, What::Crash { peer: Peer::Ingest(ingest), lasts, disk: true });
     }
 
     fn fault(&mut self) {

@@ -60,11 +60,11 @@ fn world(scenario: &Scenario) -> Vec<String> {
     }
     for (number, ingest) in world.ingests.iter().enumerate() {
         lines.push(format!(
-            "ingest {}: starts at {}, tier {}, reads up to {} late{}",
+            "ingest {}: starts at {}, reads up to {} late{}{}",
             number + 1,
             Span(ingest.starts),
-            ingest.tier,
             Span(ingest.read_delay),
+            standby(ingest.standby),
             ingest.clock
         ));
     }
@@ -86,6 +86,12 @@ fn world(scenario: &Scenario) -> Vec<String> {
         if world.from_oldest { "beginning" } else { "end" }
     ));
     lines
+}
+
+fn standby(sources: u8) -> String {
+    let sources: Vec<_> =
+        (0..8).filter(|bit| sources >> bit & 1 == 1).map(|bit| (bit + 1).to_string()).collect();
+    if sources.is_empty() { String::new() } else { format!(", standby for source {}", sources.join(", ")) }
 }
 
 impl fmt::Display for super::Clock {

@@ -2,9 +2,12 @@
 
 use std::fmt;
 
-use tickmesh_protocol::{Batch, Previous, repair::MAX_HELD_EVENTS};
+use tickmesh_protocol::{Batch, Event, Previous, repair::MAX_HELD_EVENTS};
 
 use super::*;
+
+/// What an event may wait for a leader that died.
+const LONG_WAIT: Time = 150 * MS;
 
 /// How often each ingest peer may repeat something on a topic without any fault: a new topic has no leader before its readers
 /// have joined it and heard one another.
@@ -55,6 +58,8 @@ pub enum Fault {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Published {
     times: u32,
+    /// When it was published first.
+    first: Time,
     /// An ingest peer read it before it was warm, and left it to the feeds.
     replayed: bool,
     /// Whoever published something newer had not read this, and said so.
@@ -133,6 +138,9 @@ impl World<'_> {
             return;
         }
         self.check_published();
+        if self.scenario.only_deaths() {
+            self.count_waits();
+        }
         for id in self.ingest_ids() {
             if let Some(ingest) = self.get_ingest(id) {
                 let counts = ingest.publisher.counts();
@@ -155,6 +163,18 @@ impl World<'_> {
         ingests.find_map(|ingest| ingest.offered.iter().find(left).copied())
     }
 
+    fn count_waits(&mut self) {
+        for stream in 0..self.scenario.world.streams.len() {
+            for (index, published) in self.published[stream].iter().enumerate().filter(|(_, it)| it.times > 0)
+            {
+                let wait = published.first.saturating_sub(self.log.stream(stream)[index].appended);
+                self.counts.longest_wait_us = self.counts.longest_wait_us.max(wait);
+                self.counts.waited += 1;
+                self.counts.waited_long += u64::from(wait > LONG_WAIT);
+            }
+        }
+    }
+
     fn check_published(&mut self) {
         if let Some((stream, index)) = self.unpublished() {
             let position = ingest::short(self.log.stream(stream)[index].position);
@@ -164,7 +184,7 @@ impl World<'_> {
     }
 
     pub(super) fn note_published(&mut self, id: Id, batch: &Batch) {
-        let mut again = None;
+        let (mut again, now) = (None, self.now);
         for event in &batch.events {
             let Some(stream) = self.names.stream(&event.stream) else { continue };
             let Some(index) = self.log.index_of(stream, event.position()) else {
@@ -180,6 +200,9 @@ impl World<'_> {
             }
             let published = self.published_at(stream, index);
             published.times += 1;
+            if published.times == 1 {
+                published.first = now;
+            }
             let at = ingest::short(event.position());
             if published.times > 1 {
                 self.counts.published_again += 1;
@@ -228,9 +251,11 @@ impl World<'_> {
         }
     }
 
-    pub(super) fn note_replayed(&mut self, stream: usize, index: Option<usize>) {
-        if let Some(index) = index {
-            self.published_at(stream, index).replayed = true;
+    pub(super) fn note_replayed(&mut self, stream: usize, index: Option<usize>, event: &Event) {
+        let Some(index) = index else { return };
+        self.published_at(stream, index).replayed = true;
+        if let Previous::Unknown { read_from } = event.previous {
+            self.note_skipped(stream, index, Position { sequence: read_from, ..event.position() });
         }
     }
 

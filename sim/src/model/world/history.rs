@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use tickmesh_protocol::{
-    Event, Position,
+    Event, Position, Previous,
     link::{Link, Verdict},
 };
 
@@ -81,6 +81,7 @@ impl History {
         match (stream.events.get(stream.index_after(Some(position))), head) {
             (Some(next), _) => match Link::at(Some(position)).judge(next) {
                 Verdict::Next | Verdict::Reset { .. } => After::All { head },
+                Verdict::Gap { .. } if begins_epoch_of(position, next) => After::All { head },
                 Verdict::Gap { .. } | Verdict::Duplicate => After::From(next.position()),
             },
             (None, Some(last)) if last.epoch != position.epoch || last.sequence > position.sequence => {
@@ -90,6 +91,11 @@ impl History {
             (None, None) => After::Unknown,
         }
     }
+}
+
+/// Whether an event is the first of a position's epoch: nothing can be between.
+fn begins_epoch_of(position: Position, event: &Event) -> bool {
+    event.epoch == position.epoch && matches!(event.previous, Previous::Reset { .. })
 }
 
 impl Stream {

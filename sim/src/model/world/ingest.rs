@@ -270,10 +270,15 @@ impl World<'_> {
 
     fn take_status(&mut self, id: Id, from: Id, warm: &[bool]) {
         let now = self.local(id);
-        let tier = self.scenario.world.ingests[from].tier;
+        let shape = self.scenario.world.ingests[from];
         let Some(ingest) = self.ingest(id).filter(|ingest| ingest.connected[from]) else { return };
         for (source, warm) in warm.iter().enumerate() {
-            ingest.publisher.peer(key(from), SourceId(source as u16), warm.then_some(tier), now);
+            ingest.publisher.peer(
+                key(from),
+                SourceId(source as u16),
+                warm.then_some(shape.tier(source)),
+                now,
+            );
         }
     }
 
@@ -407,7 +412,7 @@ impl World<'_> {
             ingest.publisher.offer(source, event, now);
         } else {
             ingest.publisher.replayed(source, &event.stream, event.position(), now);
-            self.note_replayed(stream, index);
+            self.note_replayed(stream, index, &event);
         }
         self.join_as_ingest(id, self.names.topic_of[stream]);
     }
@@ -427,8 +432,8 @@ impl World<'_> {
     /// A partition was read up to the end of its log. When all of a source were, the peer is warm for it.
     fn reached(&mut self, id: Id, partition: usize) {
         let now = self.local(id);
-        let tier = self.scenario.world.ingests[id].tier;
         let source = self.source_of(partition);
+        let tier = self.scenario.world.ingests[id].tier(source);
         let shape = &self.scenario.world;
         let Some(Role::Ingest(ingest)) = self.peers.get_mut(id).map(|peer| &mut peer.role) else { return };
         ingest.partitions[partition].reached = true;
