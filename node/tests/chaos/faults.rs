@@ -19,7 +19,7 @@ const FREEZES: usize = 3;
 const EXTRA_RATE: u64 = 1_600;
 
 /// How many times the usual rate is more than two cores carry, and in how many parts that is measured.
-const OVERLOAD: u64 = 5;
+const OVERLOAD: u64 = 8;
 const OVERLOAD_PARTS: u32 = 4;
 
 /// The first events of all streams.
@@ -68,7 +68,7 @@ pub fn freeze_leader(rig: &mut Rig) {
 
 /// The leader is killed in the moment in which the log falls silent: no later event tells anybody what is missing.
 pub fn kill_leader_in_silence(rig: &mut Rig) {
-    for _ in 0..rig.form.kills.min(SILENT_KILLS) {
+    for _ in 0..rig.form.kills.div_ceil(2).min(SILENT_KILLS) {
         let leader = rig.cluster.leader();
         rig.load.set_rate(0);
         rig.cluster.ingest[leader].kill();
@@ -221,6 +221,10 @@ pub fn join_while_leader_is_killed(rig: &mut Rig) {
 
 /// More than the machine can carry, for a while: what is published twice must not grow by itself.
 pub fn saturate(rig: &mut Rig) {
+    // A client whose queue at the edge is full is closed.
+    for edge in 0..rig.cluster.edges.len() {
+        rig.expect_disconnects(edge);
+    }
     rig.load.set_rate(rig.form.rate * OVERLOAD);
     let mut shares = Vec::new();
     for _ in 0..OVERLOAD_PARTS {
