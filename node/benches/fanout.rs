@@ -237,7 +237,9 @@ impl Upstream for QuietMesh {
     fn heads(&self, request: HeadRequest) -> BoxFuture<'static, Result<HeadReply, Unavailable>> {
         let sequence = Sequence::new(FIRST_SEQUENCE - 1).unwrap();
         let head = Head::At(Position { epoch: Epoch::from_u64(1), sequence });
-        Box::pin(async move { Ok(HeadReply { heads: vec![head; request.streams.len()], read: Vec::new() }) })
+        Box::pin(async move {
+            Ok(HeadReply { heads: vec![head; request.streams.len()], read: Vec::new(), left: Vec::new() })
+        })
     }
 
     fn servers(&self) -> watch::Receiver<Servers> {

@@ -18,7 +18,7 @@ use crate::{
     batch::{MAX_BATCH_EVENTS, MAX_BATCH_HEADS, SIGNATURE_BYTES},
     event::MAX_EVENT_DATA_BYTES,
     feed::MAX_STATUS_SOURCES,
-    head::{Head, HeadReply, HeadRequest, MAX_HEAD_READ, MAX_HEAD_STREAMS},
+    head::{Head, HeadReply, HeadRequest, MAX_HEAD_LEFT, MAX_HEAD_READ, MAX_HEAD_STREAMS},
     position::SequenceTooLarge,
     stream::InvalidStreamName,
     topic::InvalidTopic,
@@ -74,6 +74,8 @@ pub enum CodecError {
     StreamCount(usize),
     #[error("an answer about heads names at most {MAX_HEAD_READ} epochs, not {0}")]
     ReadCount(usize),
+    #[error("an answer about heads names at most {MAX_HEAD_LEFT} epochs that were left, not {0}")]
+    LeftCount(usize),
     #[error("stream {0} is named twice")]
     RepeatedStream(String),
     #[error("{0} sources in one status; at most {MAX_STATUS_SOURCES}")]
@@ -132,6 +134,7 @@ struct WireHeadRequest<'a> {
 struct WireHeadReply {
     heads: Vec<WireHead>,
     read: Vec<(u64, u64)>,
+    left: Vec<(u32, u64)>,
 }
 
 #[derive(Encode, BorrowDecode)]
@@ -289,6 +292,8 @@ pub fn decode_head_request(bytes: &[u8]) -> Result<HeadRequest, CodecError> {
 pub fn encode_head_reply(reply: &HeadReply) -> Result<Vec<u8>, CodecError> {
     check_stream_count(reply.heads.len())?;
     check_read_count(reply.read.len())?;
+    check_left_count(reply.left.len())?;
+    let left = reply.left.iter().map(|(stream, epoch)| (*stream, epoch.as_u64())).collect();
     let read = reply.read.iter().map(|at| (at.epoch.as_u64(), at.sequence.get())).collect();
     let heads: Vec<WireHead> = reply
         .heads
@@ -302,7 +307,7 @@ pub fn encode_head_reply(reply: &HeadReply) -> Result<Vec<u8>, CodecError> {
             Head::Private => WireHead::Private,
         })
         .collect();
-    encode(&WireHeadReply { heads, read })
+    encode(&WireHeadReply { heads, read, left })
 }
 
 /// Decodes an answer about heads.
@@ -311,6 +316,8 @@ pub fn decode_head_reply(bytes: &[u8]) -> Result<HeadReply, CodecError> {
     let wire: WireHeadReply = decode(bytes)?;
     check_stream_count(wire.heads.len())?;
     check_read_count(wire.read.len())?;
+    check_left_count(wire.left.len())?;
+    let left = wire.left.into_iter().map(|(stream, epoch)| (stream, Epoch::from_u64(epoch))).collect();
     let read = wire.read.into_iter().map(|(epoch, sequence)| position_of(epoch, sequence));
     let read = read.collect::<Result<_, _>>()?;
     let heads = wire
@@ -325,7 +332,7 @@ pub fn decode_head_reply(bytes: &[u8]) -> Result<HeadReply, CodecError> {
             })
         })
         .collect::<Result<_, CodecError>>()?;
-    Ok(HeadReply { heads, read })
+    Ok(HeadReply { heads, read, left })
 }
 
 fn encode(message: &impl Encode) -> Result<Vec<u8>, CodecError> {
@@ -359,6 +366,10 @@ fn check_counts(events: usize, heads: usize) -> Result<(), CodecError> {
     // Heads alone are a batch, too.
     let least = usize::from(heads == 0);
     if (least..=MAX_BATCH_EVENTS).contains(&events) { Ok(()) } else { Err(CodecError::EventCount(events)) }
+}
+
+fn check_left_count(count: usize) -> Result<(), CodecError> {
+    if count <= MAX_HEAD_LEFT { Ok(()) } else { Err(CodecError::LeftCount(count)) }
 }
 
 fn check_read_count(count: usize) -> Result<(), CodecError> {

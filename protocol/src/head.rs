@@ -3,7 +3,7 @@
 //! An ingest peer answers only after it has seen the asking edge as a subscriber of the topic. It sends every later
 //! batch to all subscribers directly, so the edge that got the answer "at 7" will receive everything after 7.
 
-use crate::{Position, StreamName, Topic};
+use crate::{Epoch, Position, StreamName, Topic};
 
 /// Most streams in one question.
 pub const MAX_HEAD_STREAMS: usize = 1024;
@@ -19,6 +19,9 @@ pub struct HeadRequest {
     pub streams: Vec<StreamName>,
 }
 
+/// Most epochs that an answer says streams have left.
+pub const MAX_HEAD_LEFT: usize = 1024;
+
 /// One answer per stream asked for, in the same order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeadReply {
@@ -26,6 +29,9 @@ pub struct HeadReply {
     /// Of a stream that is [`Head::Empty`] there is no event before these positions, one per epoch that the answerer reads. At
     /// most [`MAX_HEAD_READ`]; none, if it does not say.
     pub read: Vec<Position>,
+    /// Epochs that streams have left, by the place of the stream in the question: what comes of them later is old. At most
+    /// [`MAX_HEAD_LEFT`].
+    pub left: Vec<(u32, Epoch)>,
 }
 
 /// Where one stream stands.

@@ -63,6 +63,15 @@ impl Link {
         self.last
     }
 
+    /// Notes epochs that the stream left before it stood here.
+    pub fn note_left(&mut self, epochs: &[Epoch]) {
+        for epoch in epochs {
+            if self.left.len() < LEFT_EPOCHS && !self.left.contains(epoch) {
+                self.left.push(*epoch);
+            }
+        }
+    }
+
     /// Whether the stream has left an epoch for another one.
     pub fn has_left(&self, epoch: Epoch) -> bool {
         self.left.contains(&epoch)

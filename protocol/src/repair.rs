@@ -233,6 +233,13 @@ impl Repair {
         }
     }
 
+    /// Epochs that the stream left before it was joined: what comes of them is old.
+    pub fn note_left(&mut self, epochs: &[Epoch]) {
+        if let State::Live { link, .. } = &mut self.state {
+            link.note_left(epochs);
+        }
+    }
+
     pub fn is_live(&self) -> bool {
         matches!(self.state, State::Live { .. })
     }

@@ -145,6 +145,11 @@ impl Sequencer {
         self.streams.get(stream).map(|state| state.last)
     }
 
+    /// The epochs that a stream has left.
+    pub fn left(&self, stream: &StreamName) -> &[Epoch] {
+        self.streams.get(stream).map_or(&[], |state| &state.left)
+    }
+
     /// How the partition of an epoch has been read.
     pub fn reading(&self, epoch: Epoch) -> Option<Reading> {
         self.partitions.get(&epoch).copied()

@@ -23,7 +23,8 @@
 //! | a better rank becomes warm | publishes its backlog, then follows: the other never held it | – |
 //!
 //! The timeout is four times the 99th percentile of the leader's lag (how long after this peer had an event it was seen from
-//! the leader), 25 to 80 ms, and longer for a while after a leader that was given up came back.
+//! the leader), 25 to 80 ms, and longer for a while after a leader that was given up came back. In a topic's first half second nobody
+//! is given up: those who follow may not have joined it yet.
 //!
 //! A worked example: A leads, B follows, timeout 30 ms. At 0 both read 7; at 1 ms A publishes it, B drops its copy. At 5 ms both
 //! read 8 and A is frozen. At 35 ms B publishes 8 and leads. At 10 s A wakes. It was 10 s late, so it first listens for
@@ -64,8 +65,12 @@ const BEHIND_LAGS: u32 = 16;
 const FROZEN: Duration = Duration::from_secs(1);
 
 /// How long a peer that was frozen listens before it publishes again: some round trips, in which the queues of what others
-/// published meanwhile are read. One that was only late listens for a quarter of that lateness.
-const LISTEN: Duration = Duration::from_millis(100);
+/// published meanwhile are read: a quarter of its lateness, at most this. Others publish for it as long.
+const LISTEN: Duration = Duration::from_secs(1);
+
+/// How long after its first event a topic's followers have not certainly joined it: what they do not hear then was not
+/// sent to them.
+const JOINING: Duration = Duration::from_millis(500);
 
 /// How long a lateness of the own loop counts.
 const LATE_COUNTS: Duration = Duration::from_secs(1);
@@ -201,6 +206,8 @@ struct Lane {
     unpublished: VecDeque<(Moment, Event)>,
     /// What was held when a better rank came: it is published in any case.
     flush_until: Option<Moment>,
+    /// When the topic had its first event here.
+    began: Option<Moment>,
 }
 
 #[derive(Debug)]
@@ -272,6 +279,7 @@ impl Publisher {
         let state = self.topics.get_mut(&topic)?;
         let covered = state.own(source, &event.stream, event.epoch, now).covers(&event);
         let lane = state.lanes.get_mut(&source)?;
+        lane.began.get_or_insert(now);
         if !covered {
             lane.unpublished.push_back((now, event));
             if lane.unpublished.len() > MAX_HELD && !lane.leads(self.me) {
@@ -330,8 +338,8 @@ impl Publisher {
                 self.waiting.remove(&(*source, batch.topic.clone()));
             }
             if lane.took_over && lane.ranks_before(batch.publisher, self.me) {
+                // It was there all the time and holds the same events: what this peer holds now it still holds back.
                 lane.took_over = false;
-                lane.flush_until = Some(now);
                 self.counts.yields += 1;
                 peer.lengthen(now);
             }
@@ -448,6 +456,7 @@ impl Publisher {
             took_over: false,
             unpublished: VecDeque::new(),
             flush_until: None,
+            began: None,
         };
         self.topics.entry(topic.clone()).or_default().lanes.insert(source, lane);
         new
@@ -502,15 +511,17 @@ impl Publisher {
         let late = self.late.map_or(Duration::ZERO, |(_, late)| late.min(FROZEN)) * 4;
         let rank = u32::try_from(rank).unwrap_or(u32::MAX);
         let silent = heard.map_or(oldest, |heard| heard.max(oldest)) + self.timeout(leader) * rank + late;
-        let usual = leader.map_or(Duration::ZERO, |leader| leader.lag.p99());
+        let silent = lane.began.map_or(silent, |began| silent.max(began + JOINING));
+        let usual = leader.and_then(|leader| leader.lag.p99()).unwrap_or_default();
         let behind = oldest + BEHIND.max(usual * BEHIND_LAGS) * rank + late;
         Some(silent.min(behind))
     }
 
     /// How long a leader may be silent.
     fn timeout(&self, leader: Option<&Peer>) -> Duration {
-        let usual = leader.map_or(Duration::ZERO, |leader| leader.lag.p99() * 4);
-        let bounded = usual.clamp(self.settings.least_timeout, self.settings.most_timeout);
+        let Settings { least_timeout, most_timeout, .. } = self.settings;
+        let usual = leader.and_then(|leader| leader.lag.p99());
+        let bounded = usual.map_or(most_timeout, |usual| (usual * 4).clamp(least_timeout, most_timeout));
         bounded * leader.map_or(1, |leader| 1 << leader.lengthened)
     }
 

@@ -14,7 +14,7 @@ use tickmesh_protocol::{
         encode_head_reply, encode_head_request,
     },
     event::MAX_EVENT_DATA_BYTES,
-    head::{Head, HeadReply, HeadRequest, MAX_HEAD_READ, MAX_HEAD_STREAMS},
+    head::{Head, HeadReply, HeadRequest, MAX_HEAD_LEFT, MAX_HEAD_READ, MAX_HEAD_STREAMS},
     position::MAX_SEQUENCE,
     stream::MAX_STREAM_NAME_BYTES,
 };
@@ -188,7 +188,8 @@ proptest! {
         heads in prop::collection::vec(any_head(), 1..MAX_HEAD_STREAMS),
         read in prop::collection::vec(any_position(), 0..50),
     ) {
-        let reply = HeadReply { heads, read };
+        let left = read.iter().map(|at| (7, at.epoch)).collect();
+        let reply = HeadReply { heads, read, left };
         prop_assert_eq!(decode_head_reply(&encode_head_reply(&reply).unwrap()), Ok(reply));
     }
 }
@@ -340,7 +341,9 @@ fn bytes_left_over_are_refused_even_when_signed() {
     let mut body = signed.envelope()[..signed.envelope().len() - SIGNATURE_BYTES].to_vec();
     body.extend_from_slice(&[0, 0]);
     assert_eq!(SignedBatch::open(signed_body(&body)), Err(CodecError::Trailing(2).into()));
-    let mut reply = encode_head_reply(&HeadReply { heads: vec![Head::Empty], read: Vec::new() }).unwrap();
+    let mut reply =
+        encode_head_reply(&HeadReply { heads: vec![Head::Empty], read: Vec::new(), left: Vec::new() })
+            .unwrap();
     reply.push(9);
     assert_eq!(decode_head_reply(&reply), Err(CodecError::Trailing(1)));
     let mut request =
@@ -420,15 +423,17 @@ fn head_counts_and_sizes_are_bounded() {
     assert_eq!(decode_head_request(&bytes), Ok(most));
     for count in [0, MAX_HEAD_STREAMS + 1] {
         assert_eq!(encode_head_request(&request(count)), Err(CodecError::StreamCount(count)));
-        let reply = HeadReply { heads: vec![Head::Empty; count], read: Vec::new() };
+        let reply = HeadReply { heads: vec![Head::Empty; count], read: Vec::new(), left: Vec::new() };
         assert_eq!(encode_head_reply(&reply), Err(CodecError::StreamCount(count)));
     }
     let farthest =
         Position { epoch: Epoch::from_u64(u64::MAX), sequence: Sequence::new(MAX_SEQUENCE).unwrap() };
-    let beyond = HeadReply { heads: vec![Head::Empty], read: vec![farthest; MAX_HEAD_READ + 1] };
+    let beyond =
+        HeadReply { heads: vec![Head::Empty], read: vec![farthest; MAX_HEAD_READ + 1], left: Vec::new() };
     assert_eq!(encode_head_reply(&beyond), Err(CodecError::ReadCount(MAX_HEAD_READ + 1)));
     let heads = vec![Head::At(farthest); MAX_HEAD_STREAMS];
-    let reply = HeadReply { heads, read: vec![farthest; MAX_HEAD_READ] };
+    let left = vec![(u32::MAX, Epoch::from_u64(u64::MAX)); MAX_HEAD_LEFT];
+    let reply = HeadReply { heads, read: vec![farthest; MAX_HEAD_READ], left };
     let bytes = encode_head_reply(&reply).unwrap();
     assert!(bytes.len() <= MAX_HEAD_BYTES, "{} bytes", bytes.len());
     assert_eq!(decode_head_reply(&bytes), Ok(reply));
@@ -436,9 +441,9 @@ fn head_counts_and_sizes_are_bounded() {
     let mut too_many = vec![VERSION, 0xfb];
     too_many.extend_from_slice(&u16::try_from(MAX_HEAD_STREAMS + 1).unwrap().to_le_bytes());
     too_many.resize(too_many.len() + MAX_HEAD_STREAMS + 1, 1); // 1: empty
-    too_many.push(0); // nothing is said of what was read
+    too_many.extend_from_slice(&[0, 0]); // nothing is said of what was read and left
     assert_eq!(decode_head_reply(&too_many), Err(CodecError::StreamCount(MAX_HEAD_STREAMS + 1)));
-    assert_eq!(decode_head_reply(&[VERSION, 0, 0]), Err(CodecError::StreamCount(0)));
+    assert_eq!(decode_head_reply(&[VERSION, 0, 0, 0]), Err(CodecError::StreamCount(0)));
     let too_large = CodecError::TooLarge { bytes: MAX_HEAD_BYTES + 1, limit: MAX_HEAD_BYTES };
     assert_eq!(decode_head_reply(&[VERSION; MAX_HEAD_BYTES + 1]), Err(too_large.clone()));
     assert_eq!(decode_head_request(&[VERSION; MAX_HEAD_BYTES + 1]), Err(too_large));

@@ -95,7 +95,7 @@ const HEAD_REQUEST: &str = "
 ";
 
 const HEAD_REPLY: &str = "
-020400fd1032547698badcfefbfb0001020301fd1032547698badcfefbfb00
+020400fd1032547698badcfefbfb0001020301fd1032547698badcfefbfb0001fb2c0105
 ";
 
 #[test]
@@ -118,7 +118,7 @@ fn head_request() -> HeadRequest {
 fn head_reply() -> HeadReply {
     let position = Position { epoch: Epoch::from_u64(0xfedc_ba98_7654_3210), sequence: sequence(251) };
     let heads = vec![Head::At(position), Head::Empty, Head::UnknownChannel, Head::Private];
-    HeadReply { heads, read: vec![position] }
+    HeadReply { heads, read: vec![position], left: vec![(300, Epoch::from_u64(5))] }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use tickmesh_protocol::{
     Batch, Epoch, Event, Moment, Position, PublisherKey, Sequence, SignedBatch, SigningKey, StreamName,
     checkpoint::{PartitionState, SourceState, State, StreamState},
     feed::Status,
-    head::{Head, HeadReply, HeadRequest, MAX_HEAD_READ},
+    head::{Head, HeadReply, HeadRequest, MAX_HEAD_LEFT, MAX_HEAD_READ},
     sequencer::{Sequencer, Unsequenced},
     takeover::{Publisher, SourceId},
 };
@@ -293,7 +293,12 @@ impl Core {
                 read.clear();
             }
         }
-        Some(HeadReply { heads, read })
+        let left = request
+            .streams
+            .iter()
+            .zip(0..)
+            .flat_map(|(stream, at)| self.sequencer.left(stream).iter().map(move |epoch| (at, *epoch)));
+        Some(HeadReply { heads, read, left: left.take(MAX_HEAD_LEFT).collect() })
     }
 
     pub(super) fn woken(&mut self, late: Duration) {

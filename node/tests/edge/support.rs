@@ -178,7 +178,11 @@ impl Upstream for Played {
             let _ = answers.wait_for(|answer| *answer).await;
             let state = mesh.state.lock().unwrap();
             let head = |stream: &StreamName| state.heads.get(stream.as_str()).copied().unwrap_or(Head::Empty);
-            Ok(HeadReply { heads: request.streams.iter().map(head).collect(), read: Vec::new() })
+            Ok(HeadReply {
+                heads: request.streams.iter().map(head).collect(),
+                read: Vec::new(),
+                left: Vec::new(),
+            })
         })
     }
 

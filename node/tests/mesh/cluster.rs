@@ -266,6 +266,7 @@ impl Ingest {
                         let _ = answer.send(HeadReply {
                             heads: request.streams.iter().map(head).collect(),
                             read: Vec::new(),
+                            left: Vec::new(),
                         });
                     }
                 }

@@ -5,6 +5,9 @@ use std::time::Duration;
 /// Samples kept: some 100 ms of a busy leader, some minutes of a quiet one.
 const SAMPLES: usize = 128;
 
+/// Samples that say anything.
+const ENOUGH: usize = 16;
+
 /// The last lags observed.
 #[derive(Debug, Default)]
 pub(super) struct Lag {
@@ -32,8 +35,8 @@ impl Lag {
         }
     }
 
-    /// About the 99th percentile; nothing, if nothing was observed.
-    pub(super) fn p99(&self) -> Duration {
-        self.p99
+    /// About the 99th percentile; nothing, if too little was observed.
+    pub(super) fn p99(&self) -> Option<Duration> {
+        (self.micros.len() >= ENOUGH).then_some(self.p99)
     }
 }

@@ -130,7 +130,7 @@ impl Hub {
 
     pub(super) fn answer(&mut self, answer: Answer) {
         let Answer { streams, reply } = answer;
-        let HeadReply { heads, read } = match reply {
+        let HeadReply { heads, read, left } = match reply {
             Ok(reply) if reply.heads.len() == streams.len() => reply,
             Ok(_) => return self.unavailable(&streams, "a peer answered another question"),
             Err(unavailable) => return self.unavailable(&streams, &unavailable.reason),
@@ -139,7 +139,7 @@ impl Hub {
         let now = self.now();
         let read: Arc<[Position]> = read.into();
         let mut held = Vec::new();
-        for (key, head) in streams.iter().zip(&heads) {
+        for ((key, head), at) in streams.iter().zip(&heads).zip(0_u32..) {
             let position = match head {
                 Head::At(position) => Some(*position),
                 Head::Empty => None,
@@ -151,6 +151,9 @@ impl Hub {
                 Some(_) => stream.repair.joined(position, now, &mut outputs),
                 None => stream.repair.joined_empty(Arc::clone(&read), now, &mut outputs),
             }
+            let left: Vec<_> =
+                left.iter().filter(|(stream, _)| *stream == at).map(|(_, epoch)| *epoch).collect();
+            stream.repair.note_left(&left);
             stream.channel = Some(self.metrics.channel(&mut self.channels, stream.name.channel()));
             held.push((*key, outputs));
             self.joined_at.insert(*key, position);

@@ -152,9 +152,14 @@ impl World<'_> {
     fn edge_message(&mut self, id: Id, from: Id, message: Message) {
         match message {
             Message::Batch(batch) => self.edge_batch(id, &batch),
-            Message::Heads { question, heads, read } => {
+            Message::Heads { question, heads, read, left } => {
                 for (stream, head) in heads {
                     self.head_known(id, question, stream, head, &read);
+                    let found = self.edge(id).and_then(|edge| edge.streams.get_mut(stream)?.as_mut());
+                    if let (Some(found), Some((_, left))) = (found, left.iter().find(|(of, _)| *of == stream))
+                    {
+                        found.repair.note_left(left);
+                    }
                 }
             }
             Message::HeadsRefused { question } => {
@@ -251,6 +256,7 @@ impl World<'_> {
         let generation = found.generation;
         let ask = found.repair.join();
         if found.waiters.contains(&client) || found.clients.contains(&client) {
+            self.asked_before(client);
             return;
         }
         let live = found.repair.is_live().then(|| (found.repair.position(), Arc::clone(&found.read)));

@@ -252,7 +252,10 @@ impl World<'_> {
             let read = ingest.sequencer.partitions().filter_map(|(epoch, reading)| {
                 Some(Position { epoch, sequence: Sequence::new(reading.next).ok()? })
             });
-            Some(Message::Heads { question, heads, read: read.collect() })
+            let left = streams
+                .iter()
+                .map(|stream| (*stream, ingest.sequencer.left(&self.names.streams[*stream]).to_vec()));
+            Some(Message::Heads { question, heads, read: read.collect(), left: left.collect() })
         });
         self.send(id, from, answer.unwrap_or(Message::HeadsRefused { question }));
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::model::scenario::What;
-use tickmesh_protocol::{Batch, repair::FeedEnd};
+use tickmesh_protocol::{Batch, Epoch, repair::FeedEnd};
 
 /// What peers send one another.
 #[derive(Clone, Debug)]
@@ -24,6 +24,8 @@ pub enum Message {
         heads: Vec<(usize, Option<Position>)>,
         /// Streams without any event have none before these positions, one per epoch.
         read: Arc<[Position]>,
+        /// Epochs that the streams have left.
+        left: Vec<(usize, Vec<Epoch>)>,
     },
     /// "Not me, not now."
     HeadsRefused {
