@@ -314,6 +314,10 @@ impl Opened {
             ..Settings::default()
         };
         let every = parts.config.checkpoint_every;
+        let metrics = Metrics::new(&parts.registry);
+        for lane in &lanes {
+            metrics.warm.with_label_values(&[&*lane.source]).set(0);
+        }
         let mut core = Core {
             region: parts.region,
             sources: lanes.iter().map(|lane| lane.source.as_str().into()).collect(),
@@ -333,7 +337,7 @@ impl Opened {
             outlet: start.outlet,
             dead_letters: parts.dead_letters,
             lifecycle: parts.lifecycle,
-            metrics: Metrics::new(&parts.registry),
+            metrics,
         };
         if let Some(state) = start.state {
             core.restore(&state, &lanes);

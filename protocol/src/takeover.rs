@@ -23,7 +23,7 @@
 //! | a better rank becomes warm | publishes its backlog, then follows: the other never held it | – |
 //!
 //! The timeout is four times the 99th percentile of the leader's lag (how long after this peer had an event it was seen from
-//! the leader), 25 to 80 ms, and longer for a while after a leader that was given up came back. In a topic's first half second nobody
+//! the leader), 25 to 80 ms, and longer for a while after a leader that was given up came back. In a topic's first quarter of a second nobody
 //! is given up: those who follow may not have joined it yet.
 //!
 //! A worked example: A leads, B follows, timeout 30 ms. At 0 both read 7; at 1 ms A publishes it, B drops its copy. At 5 ms both
@@ -70,7 +70,7 @@ const LISTEN: Duration = Duration::from_secs(1);
 
 /// How long after its first event a topic's followers have not certainly joined it: what they do not hear then was not
 /// sent to them.
-const JOINING: Duration = Duration::from_millis(500);
+const JOINING: Duration = Duration::from_millis(250);
 
 /// How long a lateness of the own loop counts.
 const LATE_COUNTS: Duration = Duration::from_secs(1);
@@ -415,6 +415,12 @@ impl Publisher {
         state.streams.get(stream).and_then(|stream| stream.head)
     }
 
+    /// The epochs that the head of a stream is known to have left.
+    pub fn left(&self, stream: &StreamName) -> &[Epoch] {
+        let state = self.topics.get(&Topic::spanning(stream)).and_then(|topic| topic.streams.get(stream));
+        state.map_or(&[], |state| &state.left)
+    }
+
     /// Topics that this peer leads, of those it has events of.
     pub fn leading(&self) -> usize {
         self.topics.values().flat_map(|state| state.lanes.values()).filter(|lane| lane.leads(self.me)).count()
@@ -639,11 +645,19 @@ impl TopicState {
         if !stream.is_news(at, previous) {
             return;
         }
-        if let Some(head) = stream.head.filter(|head| head.epoch != at.epoch) {
-            if stream.left.len() == LEFT_EPOCHS {
-                stream.left.remove(0);
+        // Who begins an epoch says which one was before it, even to those who never saw that.
+        let before = match previous {
+            Some(Previous::Reset { after }) => Some(after.epoch),
+            _ => None,
+        };
+        let head = stream.head.map(|head| head.epoch);
+        for left in [head, before].into_iter().flatten().filter(|left| *left != at.epoch) {
+            if !stream.left.contains(&left) {
+                if stream.left.len() == LEFT_EPOCHS {
+                    stream.left.remove(0);
+                }
+                stream.left.push(left);
             }
-            stream.left.push(head.epoch);
         }
         stream.head = Some(at);
         stream.since = now;

@@ -165,6 +165,7 @@ impl Core {
         let tier = lane.tiers.of(&self.region).unwrap_or(u8::MAX);
         self.publisher.warm(lane.id, tier, self.now());
         lane.condition.ready();
+        self.metrics.warm.with_label_values(&[&*lane.source]).set(1);
         let name = &lane.source;
         self.store.update_status(|status| {
             for source in status.sources.iter_mut().filter(|source| source.name == *name) {
@@ -297,8 +298,15 @@ impl Core {
             .streams
             .iter()
             .zip(0..)
-            .flat_map(|(stream, at)| self.sequencer.left(stream).iter().map(move |epoch| (at, *epoch)));
+            .flat_map(|(stream, at)| self.left(stream).map(move |epoch| (at, epoch)));
         Some(HeadReply { heads, read, left: left.take(MAX_HEAD_LEFT).collect() })
+    }
+
+    /// Epochs that a stream has left, as far as this peer knows; where it stands is none of them, whoever is ahead of whom.
+    fn left(&self, stream: &StreamName) -> impl Iterator<Item = Epoch> {
+        let head = self.publisher.head(stream).map(|head| head.epoch);
+        let left = self.publisher.left(stream).iter().chain(self.sequencer.left(stream));
+        left.copied().filter(move |epoch| Some(*epoch) != head)
     }
 
     pub(super) fn woken(&mut self, late: Duration) {

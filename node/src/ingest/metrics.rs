@@ -1,6 +1,6 @@
 //! What ingest counts.
 
-use prometheus::{IntCounter, IntGauge};
+use prometheus::{IntCounter, IntGauge, IntGaugeVec};
 use tickmesh_protocol::takeover::Counts;
 
 use crate::ops::metrics::Registry;
@@ -13,6 +13,8 @@ pub(super) struct Metrics {
     pub(super) dead_letters: IntCounter,
     pub(super) private: IntCounter,
     pub(super) replayed: IntCounter,
+    /// 1 for each source that was read to its log's end.
+    pub(super) warm: IntGaugeVec,
     pub(super) leading: IntGauge,
     pub(super) history_bytes: IntGauge,
     pub(super) history_events: IntGauge,
@@ -42,6 +44,11 @@ impl Metrics {
             replayed: registry.counter(
                 "events_replayed_total",
                 "Events of records from before this peer's start: for the history, not for gossip.",
+            ),
+            warm: registry.gauges(
+                "source_warm",
+                "1 if a source was read up to its log's end since the start, so that this peer ranks; 0 before.",
+                &["source"],
             ),
             leading: registry.gauge("topics_led", "Topics that this peer leads."),
             history_bytes: registry.gauge("history_bytes", "Bytes of events in the history."),

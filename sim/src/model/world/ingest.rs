@@ -252,9 +252,12 @@ impl World<'_> {
             let read = ingest.sequencer.partitions().filter_map(|(epoch, reading)| {
                 Some(Position { epoch, sequence: Sequence::new(reading.next).ok()? })
             });
-            let left = streams
-                .iter()
-                .map(|stream| (*stream, ingest.sequencer.left(&self.names.streams[*stream]).to_vec()));
+            let left = streams.iter().map(|stream| {
+                let name = &self.names.streams[*stream];
+                let head = ingest.publisher.head(name).map(|head| head.epoch);
+                let left = ingest.publisher.left(name).iter().chain(ingest.sequencer.left(name));
+                (*stream, left.copied().filter(|epoch| Some(*epoch) != head).collect())
+            });
             Some(Message::Heads { question, heads, read: read.collect(), left: left.collect() })
         });
         self.send(id, from, answer.unwrap_or(Message::HeadsRefused { question }));
