@@ -13,9 +13,9 @@
 //! | `swarm` | the task that owns all of it |
 //! | [`handle`] | how the rest of the node talks to that task |
 //!
-//! Order: batches of one publisher on one topic reach a port in the order of their counters as long as no queue on the
-//! way overflows and no subscription or mesh changes; then a batch may come late or not at all. `counter` and each
-//! event's `previous` show it, `mesh_batches_late_total` counts it. Each batch reaches a port once.
+//! Order: none is promised. A batch of one publisher on one topic may overtake the one before it over another node, and does
+//! not come at all where a queue is full. `counter` and each event's `previous` show it, `mesh_batches_late_total` counts it.
+//! Each batch reaches a port once.
 
 mod behaviour;
 pub mod config;

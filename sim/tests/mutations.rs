@@ -46,8 +46,8 @@ fn a_takeover_without_backlog_is_found_within_200_seeds() {
 }
 
 #[test]
-fn a_follower_that_forgets_what_it_has_not_seen_is_found_within_200_seeds() {
-    found(Mutation::ForgetUnseen, 200, &[Fault::NeverPublished]);
+fn a_follower_that_forgets_what_it_has_not_seen_is_found_within_2000_seeds() {
+    found(Mutation::ForgetUnseen, 2000, &[Fault::NeverPublished]);
 }
 
 #[test]

@@ -44,9 +44,9 @@ const GATHER: Duration = Duration::from_millis(3);
 /// How long a server that was too slow for one fetch is asked last.
 const SLOW_FOR: Duration = Duration::from_secs(10);
 
-/// How long fetched events wait at most for shards and clients that do not keep up, for each portion. Somebody who reads
-/// less than some thousand events per second holds up nobody, and is closed as slow in the end.
-const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+/// How long fetched events wait at most for shards and clients that do not keep up, for each portion: longer than a client
+/// is left without CPU on a busy machine. Who does not read at all is closed as slow after four of them.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Streams looked at in one turn when a server has come: well below a millisecond.
 const SUSPECTS_AT_ONCE: usize = 1024;
