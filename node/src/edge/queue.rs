@@ -112,18 +112,20 @@ const MAX_PORTION_EVENTS: usize = 256;
 #[derive(Debug)]
 pub struct FeedRoom {
     portion: Bounds,
-    /// Bytes that may be waiting for a shard already.
-    waiting_bytes: usize,
+    /// What may be waiting for a shard already.
+    waiting: Bounds,
     changed: Notify,
 }
 
 impl FeedRoom {
     /// For clients with these bounds: a portion is a quarter of a queue at most, and what may wait for a shard before it a
-    /// sixteenth of its bytes, some hundred events.
+    /// sixteenth. So one portion that is being written, one that waits, and what makes a client count as crowded fill no
+    /// queue.
     pub fn new(client: Bounds) -> Self {
         let frames = (client.frames / 4).clamp(1, MAX_PORTION_EVENTS);
         let portion = Bounds { frames, bytes: client.bytes / 4 };
-        Self { portion, waiting_bytes: client.bytes / 16, changed: Notify::new() }
+        let waiting = Bounds { frames: client.frames / 16, bytes: client.bytes / 16 };
+        Self { portion, waiting, changed: Notify::new() }
     }
 
     /// How many of these events are the next portion: at least one, if there is any.
@@ -170,9 +172,12 @@ impl ShardQueue {
 
     /// Whether what was fetched may go in: the shard and all of its clients keep up.
     pub fn takes_feeds(&self) -> bool {
-        !self.crowded.load(Ordering::Relaxed)
-            && self.waiting.lock().unwrap_or_else(PoisonError::into_inner).bytes
-                <= self.feed_room.waiting_bytes
+        if self.crowded.load(Ordering::Relaxed) {
+            return false;
+        }
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let most = self.feed_room.waiting;
+        waiting.bytes <= most.bytes && waiting.messages.len() <= most.frames
     }
 
     /// The shard says whether a client has not taken what it has been sent.
