@@ -500,6 +500,12 @@ impl Publisher {
                 }
                 _ => {}
             }
+            if tier.is_none() {
+                // What it knew may be gone with it: who knows it as well tells it again.
+                state.streams.values_mut().for_each(|stream| stream.heard = None);
+                state.tell_again(source, now);
+                state.schedule(topic, &mut self.head_due);
+            }
         }
     }
 
