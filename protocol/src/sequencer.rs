@@ -167,8 +167,10 @@ impl Sequencer {
 
     /// Takes up what a checkpoint kept of a partition; nothing, if it is known already.
     pub fn restore_partition(&mut self, epoch: Epoch, read_from: Sequence, next: u64) {
-        // Before any stream's last event.
-        self.partitions.entry(epoch).or_insert(Reading { read_from, next, began: 0, whole: false });
+        // Whether that was before the last event of a stream of another epoch, a checkpoint does not say.
+        self.count = self.count.max(1);
+        let whole = read_from == Sequence::ZERO;
+        self.partitions.entry(epoch).or_insert(Reading { read_from, next, began: 1, whole });
     }
 
     /// Takes up what a checkpoint kept of a stream; nothing, if it is known already.
