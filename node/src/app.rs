@@ -13,6 +13,7 @@ use std::{
 
 use anyhow::Context;
 use axum::Router;
+use futures_util::future::BoxFuture;
 use libp2p::Multiaddr;
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -139,7 +140,7 @@ impl Bound {
             ingest: ingest.is_some().then_some(ingest_input),
             feeds: ingest.as_ref().map(|stage| stage.opened.feeds()),
         };
-        let sees = ingest.as_ref().map(|stage| stage.opened.overview());
+        let sees = ingest.as_ref().map(|stage| stage.opened.overlook());
         let siblings = config.mesh.publishers.as_ref().map_or(0, Vec::len) > 1;
         let mesh_stop = CancellationToken::new();
         let (mesh, task) = mesh::start(
@@ -189,7 +190,7 @@ fn serve_ops(
     registry: Registry,
     health: Health,
     dead_letters: DeadLetters,
-    mesh: impl Fn() -> serde_json::Value + Clone + Send + Sync + 'static,
+    mesh: impl Fn() -> BoxFuture<'static, serde_json::Value> + Clone + Send + Sync + 'static,
 ) -> anyhow::Result<Stage> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let letters = move || serde_json::json!({ "dead_letters": dead_letters.list() });

@@ -16,6 +16,7 @@
 //! | `history` | the events of the last minutes |
 //! | `store`, `rescan` | what feeds are served from: the history, and the log behind it |
 //! | `checkpoint` | how far this peer is, on disk |
+//! | `overview` | how this peer sees the mesh, for people |
 //! | `dead_letters` | records that could not become events |
 
 mod checkpoint;
@@ -23,6 +24,7 @@ mod core;
 pub mod dead_letters;
 mod history;
 mod metrics;
+mod overview;
 pub mod rescan;
 mod store;
 mod tiers;
@@ -47,7 +49,10 @@ use tickmesh_protocol::{
     sequencer::Sequencer,
     takeover::{Publisher, Settings, SourceId},
 };
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use self::{
@@ -63,7 +68,7 @@ use self::{
 pub use self::{
     checkpoint::load as load_checkpoint,
     dead_letters::{DeadLetter, DeadLetters},
-    store::Overview,
+    overview::{Overlook, Overview},
     tiers::Tiers,
 };
 use crate::{
@@ -197,6 +202,8 @@ pub struct Opened {
     parts: Parts,
     boot: u64,
     store: Arc<Store>,
+    overlook: Overlook,
+    overlooks: mpsc::Receiver<oneshot::Sender<Overview>>,
 }
 
 /// What an ingest peer runs with.
@@ -241,7 +248,8 @@ pub fn open(parts: Parts) -> io::Result<Opened> {
         parts.stop.clone(),
     )?;
     let store = Arc::new(Store::new(history, parts.key.clone(), boot, parts.private.clone(), status, rescan));
-    Ok(Opened { parts, boot, store })
+    let (overlook, overlooks) = mpsc::channel(overview::WAITING);
+    Ok(Opened { parts, boot, store, overlook: Overlook(overlook), overlooks })
 }
 
 impl Opened {
@@ -251,9 +259,8 @@ impl Opened {
     }
 
     /// How this peer sees the mesh.
-    pub fn overview(&self) -> impl Fn() -> Overview + Clone + Send + Sync + 'static {
-        let store = Arc::clone(&self.store);
-        move || store.overview()
+    pub fn overlook(&self) -> Overlook {
+        self.overlook.clone()
     }
 
     /// Starts the ingest thread. It ends soon after `stop`, when what it holds has been published.
@@ -277,7 +284,7 @@ impl Opened {
     }
 
     fn worker(self, start: Start, checkpoints: Option<Writer>) -> Result<Worker, JqError> {
-        let Self { parts, boot, store } = self;
+        let Self { parts, boot, store, overlooks, .. } = self;
         let ingested = parts.registry.counters(
             "events_ingested_total",
             "Events made of records, by their source.",
@@ -342,7 +349,7 @@ impl Opened {
         if let Some(state) = start.state {
             core.restore(&state, &lanes);
         }
-        Ok(Worker { lanes, next_lane: 0, mesh: start.mesh, mesh_open: true, core })
+        Ok(Worker { lanes, next_lane: 0, mesh: start.mesh, mesh_open: true, overlooks, core })
     }
 }
 

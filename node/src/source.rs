@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use tickmesh_protocol::{Epoch, stream::is_part};
+use tickmesh_protocol::{Epoch, feed::MAX_SOURCE_NAME_BYTES, stream::is_part};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -29,8 +29,6 @@ use crate::{config::Section, ops::health::Condition};
 
 /// Largest record that is taken from a log, in bytes; larger ones are dead letters.
 pub const MAX_RECORD_BYTES: usize = 1024 * 1024;
-/// Longest name of a source; a thread's name holds fifteen bytes of it, a metric label all.
-const MAX_NAME_BYTES: usize = 64;
 
 /// One `[[source]]` of the configuration.
 #[derive(Clone, Debug)]
@@ -52,11 +50,11 @@ impl Config {
     pub fn read(mut section: Section) -> Option<Self> {
         let name: Option<String> = section.required("name").filter(|name: &String| {
             // It stands in metric labels, thread names and client ids.
-            let good = is_part(name) && name.len() <= MAX_NAME_BYTES;
+            let good = is_part(name) && name.len() <= MAX_SOURCE_NAME_BYTES;
             if !good {
                 section.fault(
                     "name",
-                    format!("{name:?} is no name; write up to {MAX_NAME_BYTES} of a-z, 0-9, _ and -"),
+                    format!("{name:?} is no name; write up to {MAX_SOURCE_NAME_BYTES} of a-z, 0-9, _ and -"),
                 );
             }
             good

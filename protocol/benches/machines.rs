@@ -33,7 +33,8 @@ fn stream() -> StreamName {
 fn publisher(peers: u8) -> Publisher {
     let key = |n| SigningKey::from_bytes(&[n; 32]).publisher();
     let mut publisher = Publisher::new(key(0), 1, Settings::default());
-    publisher.warm(SOURCE, 0, Moment::START);
+    publisher.read_up(SOURCE, 0, Moment::START);
+    publisher.settled(Moment::START);
     // Of a standby region, so that this one leads.
     for peer in 1..=peers {
         publisher.peer(key(peer), SOURCE, Some(1), Moment::START);

@@ -291,8 +291,7 @@ pub fn decode_head_request(bytes: &[u8]) -> Result<HeadRequest, CodecError> {
 /// Encodes an answer about heads.
 pub fn encode_head_reply(reply: &HeadReply) -> Result<Vec<u8>, CodecError> {
     check_stream_count(reply.heads.len())?;
-    check_read_count(reply.read.len())?;
-    check_left_count(reply.left.len())?;
+    check_epoch_counts(reply.read.len(), reply.left.len())?;
     let left = reply.left.iter().map(|(stream, epoch)| (*stream, epoch.as_u64())).collect();
     let read = reply.read.iter().map(|at| (at.epoch.as_u64(), at.sequence.get())).collect();
     let heads: Vec<WireHead> = reply
@@ -315,8 +314,7 @@ pub fn decode_head_reply(bytes: &[u8]) -> Result<HeadReply, CodecError> {
     check_size(bytes.len(), MAX_HEAD_BYTES)?;
     let wire: WireHeadReply = decode(bytes)?;
     check_stream_count(wire.heads.len())?;
-    check_read_count(wire.read.len())?;
-    check_left_count(wire.left.len())?;
+    check_epoch_counts(wire.read.len(), wire.left.len())?;
     let left = wire.left.into_iter().map(|(stream, epoch)| (stream, Epoch::from_u64(epoch))).collect();
     let read = wire.read.into_iter().map(|(epoch, sequence)| position_of(epoch, sequence));
     let read = read.collect::<Result<_, _>>()?;
@@ -368,12 +366,11 @@ fn check_counts(events: usize, heads: usize) -> Result<(), CodecError> {
     if (least..=MAX_BATCH_EVENTS).contains(&events) { Ok(()) } else { Err(CodecError::EventCount(events)) }
 }
 
-fn check_left_count(count: usize) -> Result<(), CodecError> {
-    if count <= MAX_HEAD_LEFT { Ok(()) } else { Err(CodecError::LeftCount(count)) }
-}
-
-fn check_read_count(count: usize) -> Result<(), CodecError> {
-    if count <= MAX_HEAD_READ { Ok(()) } else { Err(CodecError::ReadCount(count)) }
+fn check_epoch_counts(read: usize, left: usize) -> Result<(), CodecError> {
+    if read > MAX_HEAD_READ {
+        return Err(CodecError::ReadCount(read));
+    }
+    if left > MAX_HEAD_LEFT { Err(CodecError::LeftCount(left)) } else { Ok(()) }
 }
 
 fn check_stream_count(count: usize) -> Result<(), CodecError> {

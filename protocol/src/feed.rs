@@ -29,9 +29,6 @@ pub const MAX_STATUS_SOURCES: usize = 256;
 /// Most bytes of state in one frame, so that what else goes over the connection does not wait long.
 pub const MAX_STATE_CHUNK_BYTES: usize = 128 * 1024;
 
-/// Most bytes of a source's whole state: two million streams at the usual hundred bytes.
-pub const MAX_STATE_BYTES: usize = 256 * 1024 * 1024;
-
 /// Longest reason of a refusal, in bytes. It goes into a log line.
 pub const MAX_REASON_BYTES: usize = 256;
 

@@ -8,11 +8,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::{
-    Event, Position, PublisherKey, StreamName, Topic,
-    rank::ranked,
-    repair::{FeedEnd, Fetched},
-};
+use crate::{Event, Position, PublisherKey, StreamName, Topic, feed::FeedEnd, rank::ranked, repair::Fetched};
 
 /// Streams in one fetch at most.
 pub const MAX_FETCH_STREAMS: usize = 1024;

@@ -17,6 +17,7 @@
 //! | [`rank`] | which of the ingest peers leads a topic |
 //! | [`fetching`] | which servers are asked for what is missing |
 //! | [`repair`] | one stream at an edge: joined, linked, repaired |
+//! | [`history`] | what a reader of a stream can be given from an ingest peer's memory, or its log |
 //! | [`takeover`] | what an ingest peer publishes, and when |
 //! | [`checkpoint`] | [`checkpoint::State`], what an ingest peer goes on from |
 //! | [`time`] | [`Moment`], time as the state machines see it |
@@ -29,6 +30,7 @@ pub mod event;
 pub mod feed;
 pub mod fetching;
 pub mod head;
+pub mod history;
 pub mod link;
 pub mod position;
 pub mod rank;

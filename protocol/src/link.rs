@@ -10,16 +10,13 @@
 
 use std::sync::Arc;
 
-use crate::{Epoch, Event, Position, Previous};
-
-/// Epochs a stream has left: a late event of one of them is old, not new. As in [`crate::sequencer`].
-const LEFT_EPOCHS: usize = 8;
+use crate::{Epoch, Event, Position, Previous, position::LeftEpochs};
 
 /// Where one stream stands at an edge.
 #[derive(Clone, Debug, Default)]
 pub struct Link {
     last: Option<Position>,
-    left: Vec<Epoch>,
+    left: LeftEpochs,
     /// While there is no last event: none is before these, one per epoch.
     read: Arc<[Position]>,
 }
@@ -65,16 +62,12 @@ impl Link {
 
     /// Notes epochs that the stream left before it stood here.
     pub fn note_left(&mut self, epochs: &[Epoch]) {
-        for epoch in epochs {
-            if self.left.len() < LEFT_EPOCHS && !self.left.contains(epoch) {
-                self.left.push(*epoch);
-            }
-        }
+        self.left.note(epochs);
     }
 
     /// Whether the stream has left an epoch for another one.
     pub fn has_left(&self, epoch: Epoch) -> bool {
-        self.left.contains(&epoch)
+        self.left.contains(epoch)
     }
 
     /// Judges an event and, if it follows, moves to it.
@@ -91,10 +84,7 @@ impl Link {
         if let Some(last) = self.last
             && last.epoch != to.epoch
         {
-            if self.left.len() == LEFT_EPOCHS {
-                self.left.remove(0);
-            }
-            self.left.push(last.epoch);
+            self.left.leave(last.epoch);
         }
         self.last = Some(to);
         self.read = Arc::default();

@@ -95,6 +95,44 @@ impl fmt::Debug for Epoch {
     }
 }
 
+/// The epochs that a stream has left for another, oldest first: what comes of them later is old. A stream that changes its
+/// epoch more often than these hold has an operator looking at it already.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeftEpochs(Vec<Epoch>);
+
+impl LeftEpochs {
+    /// How many are remembered.
+    pub const MOST: usize = 8;
+
+    pub fn contains(&self, epoch: Epoch) -> bool {
+        self.0.contains(&epoch)
+    }
+
+    /// The stream leaves an epoch; the oldest of too many is forgotten.
+    pub fn leave(&mut self, epoch: Epoch) {
+        if self.contains(epoch) {
+            return;
+        }
+        if self.0.len() == Self::MOST {
+            self.0.remove(0);
+        }
+        self.0.push(epoch);
+    }
+
+    /// Epochs that somebody else knows the stream to have left, as far as there is room for them.
+    pub fn note(&mut self, epochs: &[Epoch]) {
+        for epoch in epochs {
+            if self.0.len() < Self::MOST {
+                self.leave(*epoch);
+            }
+        }
+    }
+
+    pub fn as_slice(&self) -> &[Epoch] {
+        &self.0
+    }
+}
+
 /// A text that is no epoch.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("an epoch is 16 hexadecimal digits")]

@@ -22,13 +22,14 @@
 //! What somebody *claims* (a head message, the answer to a question) never moves the stream: it only makes it look, and so does
 //! the return of a server after a pause ([`Repair::suspect`]). Every step is by an event that a publisher signed.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+mod held;
 
-use bytes::Bytes;
+use std::{sync::Arc, time::Duration};
 
-pub use crate::feed::FeedEnd;
+use self::held::Held;
 use crate::{
-    Epoch, Event, Moment, Position, Sequence,
+    Epoch, Event, Moment, Position,
+    feed::FeedEnd,
     link::{Link, Verdict},
 };
 
@@ -164,6 +165,9 @@ struct Hole {
     /// Where the stream stood when the running fetch began, and what was claimed then.
     began_at: Option<Position>,
     sought: Option<Position>,
+    /// The newest that somebody who refused, in this row, named as his oldest event. Another one's may be of an epoch that the
+    /// stream has left: that says nothing of what follows.
+    refused_from: Option<Position>,
     /// The hole is lost for good up to this event, the oldest there is: the next event by feed is delivered whatever is
     /// missing before it.
     forgiven: Option<Position>,
@@ -173,14 +177,6 @@ struct Hole {
 enum FetchState {
     Due(Moment),
     Running,
-}
-
-/// Events that wait, by epoch in the order in which those were met, then by sequence.
-#[derive(Clone, Debug, Default)]
-struct Held {
-    epochs: Vec<(Epoch, BTreeMap<Sequence, Event>)>,
-    count: usize,
-    bytes: usize,
 }
 
 impl Repair {
@@ -432,6 +428,7 @@ impl Hole {
             behind: 0,
             began_at: None,
             sought: None,
+            refused_from: None,
             forgiven: None,
         }
     }
@@ -477,6 +474,7 @@ impl Hole {
         if way == Way::Feed {
             (self.barren, self.refusals, self.failures, self.tries) = (0, 0, 0, 0);
         }
+        self.refused_from = self.refused_from.filter(|oldest| is_newer(link, *oldest));
         self.held.release(link, outputs);
         if self.claimed.is_none_or(|claimed| !is_newer(link, claimed)) {
             self.claimed = None;
@@ -524,9 +522,10 @@ impl Hole {
                 // Who refuses has something newer.
                 if let Some(oldest) = oldest.filter(|oldest| is_newer(link, *oldest)) {
                     self.claim(oldest);
+                    self.refused_from = Some(oldest);
                 }
                 if self.refusals >= REFUSALS {
-                    self.refused(oldest, link, now, outputs);
+                    self.refused(link, now, outputs);
                 }
             }
         }
@@ -568,8 +567,8 @@ impl Hole {
     }
 
     /// Everybody refused: the hole is lost.
-    fn refused(&mut self, oldest: Option<Position>, link: &mut Link, now: Moment, outputs: &mut Vec<Output>) {
-        let newer = oldest.filter(|oldest| is_newer(link, *oldest));
+    fn refused(&mut self, link: &mut Link, now: Moment, outputs: &mut Vec<Output>) {
+        let newer = self.refused_from;
         // What is held may be older than all that servers still have; then it comes first.
         let held_first = self.held.oldest(link).is_some_and(|held| {
             let same_epoch = link.last().is_none_or(|last| last.epoch == held.epoch);
@@ -608,131 +607,4 @@ fn covers(head: Option<Position>, position: Position) -> bool {
 /// The pause before the next try.
 fn pause(vain: u32) -> Duration {
     RETRY.saturating_mul(1 << vain.saturating_sub(1).min(6)).min(LONGEST_RETRY)
-}
-
-impl Held {
-    fn has_room(&self) -> bool {
-        self.count < MAX_HELD_EVENTS && self.bytes < MAX_HELD_BYTES
-    }
-
-    fn insert(&mut self, event: &Event) -> bool {
-        let at = match self.epochs.iter().position(|(epoch, _)| *epoch == event.epoch) {
-            Some(at) => at,
-            None => {
-                self.epochs.push((event.epoch, BTreeMap::new()));
-                self.epochs.len() - 1
-            }
-        };
-        let events = &mut self.epochs[at].1;
-        if events.contains_key(&event.sequence) {
-            return false;
-        }
-        // A slice would keep the whole envelope it was cut from.
-        let event = Event { data: Bytes::copy_from_slice(&event.data), ..event.clone() };
-        self.count += 1;
-        self.bytes += event.data.len();
-        events.insert(event.sequence, event);
-        true
-    }
-
-    fn take(&mut self, at: usize, sequence: Sequence) -> Option<Event> {
-        let event = self.epochs.get_mut(at)?.1.remove(&sequence)?;
-        self.count -= 1;
-        self.bytes -= event.data.len();
-        if self.epochs[at].1.is_empty() {
-            self.epochs.remove(at);
-        }
-        Some(event)
-    }
-
-    fn first(&self, at: usize) -> Option<Sequence> {
-        self.epochs.get(at)?.1.first_key_value().map(|(sequence, _)| *sequence)
-    }
-
-    /// Keeps an event; the oldest ones go when there are too many. For a stream whose position is not known yet.
-    fn keep_newest(&mut self, event: &Event) -> Received {
-        if !self.insert(event) {
-            return Received::Duplicate;
-        }
-        let mut received = Received::Held;
-        while self.count > MAX_HELD_EVENTS || (self.bytes > MAX_HELD_BYTES && self.count > 1) {
-            received = Received::Dropped;
-            let Some(sequence) = self.first(0) else { break };
-            self.take(0, sequence);
-        }
-        received
-    }
-
-    /// Keeps an event if there is room: the older ones are needed first.
-    fn keep_oldest(&mut self, event: &Event) -> Received {
-        match (self.has_room(), self.contains(event)) {
-            (_, true) => Received::Duplicate,
-            (true, false) => {
-                self.insert(event);
-                Received::Held
-            }
-            (false, false) => Received::Dropped,
-        }
-    }
-
-    fn contains(&self, event: &Event) -> bool {
-        self.epochs
-            .iter()
-            .any(|(epoch, events)| *epoch == event.epoch && events.contains_key(&event.sequence))
-    }
-
-    /// Puts out everything that follows the stream's position now, and drops what is old.
-    fn release(&mut self, link: &mut Link, outputs: &mut Vec<Output>) {
-        let mut at = 0;
-        while let Some(sequence) = self.first(at) {
-            let verdict = self.epochs[at].1.get(&sequence).map(|event| link.judge(event));
-            match verdict {
-                Some(Verdict::Gap { .. }) | None => at += 1,
-                Some(Verdict::Duplicate) => {
-                    self.take(at, sequence);
-                }
-                Some(verdict) => {
-                    if let Some(event) = self.take(at, sequence) {
-                        deliver(link, event, verdict, outputs);
-                    }
-                    // Another epoch may follow now.
-                    at = 0;
-                }
-            }
-        }
-    }
-
-    /// The oldest event of the stream's epoch, or else of the epoch that was met first.
-    fn oldest(&self, link: &Link) -> Option<Position> {
-        let at = self.oldest_epoch(link);
-        Some(Position { epoch: self.epochs.get(at)?.0, sequence: self.first(at)? })
-    }
-
-    /// Whether something held comes before an event of a feed.
-    fn has_older(&self, link: &Link, event: Position) -> bool {
-        self.oldest(link).is_some_and(|held| {
-            let of_this_epoch = link.last().is_some_and(|last| last.epoch == held.epoch);
-            if held.epoch == event.epoch { held.sequence < event.sequence } else { of_this_epoch }
-        })
-    }
-
-    /// Whether a server that stands at `head` has come to something held here.
-    fn is_reached_by(&self, head: Option<Position>) -> bool {
-        let first = |events: &BTreeMap<Sequence, Event>| events.first_key_value().map(|(first, _)| *first);
-        head.is_some_and(|head| {
-            let of_epoch = self.epochs.iter().find(|(epoch, _)| *epoch == head.epoch);
-            of_epoch.and_then(|(_, events)| first(events)).is_some_and(|first| first <= head.sequence)
-        })
-    }
-
-    fn pop_oldest(&mut self, link: &Link) -> Option<Event> {
-        let at = self.oldest_epoch(link);
-        let sequence = self.first(at)?;
-        self.take(at, sequence)
-    }
-
-    fn oldest_epoch(&self, link: &Link) -> usize {
-        let epoch = link.last().map(|last| last.epoch);
-        self.epochs.iter().position(|(held, _)| Some(*held) == epoch).unwrap_or(0)
-    }
 }

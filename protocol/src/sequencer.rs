@@ -21,11 +21,10 @@
 
 use std::collections::HashMap;
 
-use crate::{Epoch, Position, Previous, Sequence, StreamName, position::SequenceTooLarge};
-
-/// Epochs that a stream left and may not go back to. A stream that changes its epoch more often than this in one
-/// process has an operator looking at it already.
-const LEFT_EPOCHS: usize = 8;
+use crate::{
+    Epoch, Position, Previous, Sequence, StreamName,
+    position::{LeftEpochs, SequenceTooLarge},
+};
 
 /// Gives each record of a log its sequence and `previous`, stream by stream.
 #[derive(Clone, Debug, Default)]
@@ -41,7 +40,7 @@ struct StreamState {
     last: Position,
     /// [`Sequencer::count`] when `last` was numbered.
     at_count: u64,
-    left: Vec<Epoch>,
+    left: LeftEpochs,
 }
 
 /// How a partition has been read.
@@ -90,7 +89,7 @@ impl Sequencer {
         let now = Position { epoch, sequence };
         let Some(state) = self.streams.get_mut(stream) else {
             self.count += 1;
-            let state = StreamState { last: now, at_count: self.count, left: Vec::new() };
+            let state = StreamState { last: now, at_count: self.count, left: LeftEpochs::default() };
             self.streams.insert(stream.clone(), state);
             return Ok((sequence, unknown));
         };
@@ -102,13 +101,10 @@ impl Sequencer {
             // What the log lost, or this peer did not read, may have held events of this stream.
             if last.sequence >= reading.read_from { Previous::At(last.sequence) } else { unknown }
         } else {
-            if state.left.contains(&epoch) {
+            if state.left.contains(epoch) {
                 return Err(Unsequenced::LeftEpoch(epoch));
             }
-            if state.left.len() == LEFT_EPOCHS {
-                state.left.remove(0);
-            }
-            state.left.push(last.epoch);
+            state.left.leave(last.epoch);
             // Nothing of the new epoch was missed if it has been read since its beginning, or since before the last event
             // of the old one.
             if reading.whole || reading.began < state.at_count {
@@ -147,7 +143,7 @@ impl Sequencer {
 
     /// The epochs that a stream has left.
     pub fn left(&self, stream: &StreamName) -> &[Epoch] {
-        self.streams.get(stream).map_or(&[], |state| &state.left)
+        self.streams.get(stream).map_or(&[], |state| state.left.as_slice())
     }
 
     /// How the partition of an epoch has been read.
@@ -157,7 +153,7 @@ impl Sequencer {
 
     /// Where each stream stands, and the epochs it has left: what a checkpoint keeps.
     pub fn streams(&self) -> impl Iterator<Item = (&StreamName, Position, &[Epoch])> {
-        self.streams.iter().map(|(name, state)| (name, state.last, &*state.left))
+        self.streams.iter().map(|(name, state)| (name, state.last, state.left.as_slice()))
     }
 
     /// How each partition has been read: what a checkpoint keeps.
@@ -174,10 +170,11 @@ impl Sequencer {
     }
 
     /// Takes up what a checkpoint kept of a stream; nothing, if it is known already.
-    pub fn restore_stream(&mut self, stream: StreamName, last: Position, mut left: Vec<Epoch>) {
-        left.truncate(LEFT_EPOCHS);
+    pub fn restore_stream(&mut self, stream: StreamName, last: Position, left: &[Epoch]) {
+        let mut known = LeftEpochs::default();
+        known.note(left);
         self.count = self.count.max(1);
         let at_count = self.count;
-        self.streams.entry(stream).or_insert(StreamState { last, at_count, left });
+        self.streams.entry(stream).or_insert(StreamState { last, at_count, left: known });
     }
 }

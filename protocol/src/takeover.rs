@@ -21,6 +21,7 @@
 //! | the leader publishes, but not this | – | waits much longer ([`BEHIND`]): it is late, and more work would not help it |
 //! | its own loop was late | waits: others may have published meanwhile | waits longer by that |
 //! | a better rank becomes warm | publishes its backlog, then follows: the other never held it | – |
+//! | it has read its log to the end while others lead | – | *settles* first: who comes back is not ranked before edges have had the time to connect to it |
 //!
 //! The timeout is four times the 99th percentile of the leader's lag (how long after this peer had an event it was seen from
 //! the leader), 25 to 80 ms, and longer for a while after a leader that was given up came back. In a topic's first quarter of a second nobody
@@ -32,24 +33,19 @@
 
 mod lag;
 mod pace;
+mod topic;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     time::Duration,
 };
 
-use self::{lag::Lag, pace::Pace};
-use crate::{
-    Batch, Epoch, Event, Moment, Position, Previous, PublisherKey, StreamName, Topic, batch::MAX_BATCH_HEADS,
-    rank::ranked,
+use self::{
+    lag::Lag,
+    pace::Pace,
+    topic::{Lane, TopicState},
 };
-
-/// Events in one batch at most: far below what a receiver accepts, so that a backlog goes out in portions between which
-/// others get their turn.
-const BATCH_EVENTS: usize = 512;
-
-/// Bytes of data after which a batch is closed. One event of the largest size may still be added to it.
-const BATCH_BYTES: usize = 128 * 1024;
+use crate::{Batch, Epoch, Event, Moment, Position, PublisherKey, StreamName, Topic, rank::ranked};
 
 /// Events that a follower holds per topic. What is beyond is dropped, oldest first: it is in the history, and edges fetch
 /// it there.
@@ -80,15 +76,6 @@ const LENGTHENED: Duration = Duration::from_secs(30);
 /// How often it may double.
 const MOST_LENGTHENED: u32 = 3;
 
-/// How often a stream's head is told after its last event, at intervals that double.
-const TELLINGS: u8 = 8;
-
-/// Epochs remembered per stream. As in [`crate::sequencer`].
-const LEFT_EPOCHS: usize = 8;
-
-/// Heads that will be due so soon are told with those that are.
-const HEAD_SLACK: Duration = Duration::from_millis(250);
-
 /// How this peer publishes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -101,6 +88,8 @@ pub struct Settings {
     pub most_timeout: Duration,
     /// How long after its last event a stream's head is told first.
     pub head_every: Duration,
+    /// How long a peer that comes to others waits before it ranks.
+    pub settle: Duration,
 }
 
 impl Default for Settings {
@@ -111,6 +100,7 @@ impl Default for Settings {
             least_timeout: Duration::from_millis(25),
             most_timeout: Duration::from_millis(80),
             head_every: Duration::from_millis(500),
+            settle: Duration::from_secs(2),
         }
     }
 }
@@ -171,6 +161,16 @@ pub struct Publisher {
 #[derive(Debug, Default)]
 struct Source {
     readers: BTreeMap<PublisherKey, u8>,
+    /// This peer's tier, and when it ranks at the latest, if it does not yet.
+    settling: Option<(u8, Moment)>,
+}
+
+impl Source {
+    /// When this peer ranks: at once, if nobody else does.
+    fn settled_at(&self) -> Option<Moment> {
+        let (_, at) = self.settling?;
+        Some(if self.readers.is_empty() { Moment::START } else { at })
+    }
 }
 
 /// What is known of another publisher.
@@ -181,52 +181,6 @@ struct Peer {
     lag: Lag,
     lengthened: u32,
     lengthened_at: Option<Moment>,
-}
-
-#[derive(Debug, Default)]
-struct TopicState {
-    counter: u64,
-    streams: HashMap<StreamName, StreamState>,
-    /// One per source whose events are of this topic; nearly always one.
-    lanes: BTreeMap<SourceId, Lane>,
-    /// Streams whose head is to be told again, by when to look; one that has had an event since then is told later.
-    quiet: BTreeSet<(Moment, StreamName)>,
-    /// Where the topic stands in [`Publisher::head_due`].
-    scheduled: Option<Moment>,
-}
-
-/// The events of one source on one topic.
-#[derive(Debug)]
-struct Lane {
-    /// The peers that may lead, best first.
-    order: Vec<PublisherKey>,
-    /// Whether this peer leads although it is not the first.
-    took_over: bool,
-    /// In the order in which they were sequenced, with the time when that was.
-    unpublished: VecDeque<(Moment, Event)>,
-    /// What was held when a better rank came: it is published in any case.
-    flush_until: Option<Moment>,
-    /// When the topic had its first event here.
-    began: Option<Moment>,
-}
-
-#[derive(Debug)]
-struct StreamState {
-    source: Option<SourceId>,
-    /// The newest that was published or seen, or replayed at the start.
-    head: Option<Position>,
-    /// Epochs that `head` has left. What comes of them later is old.
-    left: Vec<Epoch>,
-    /// The newest epoch that this peer has sequenced itself.
-    own: Option<Epoch>,
-    /// The newest position that a better rank has published or told.
-    heard: Option<Position>,
-    /// When that was.
-    since: Moment,
-    /// How often the head was told since then.
-    told: u8,
-    /// Whether it is in [`TopicState::quiet`].
-    listed: bool,
 }
 
 impl Publisher {
@@ -247,14 +201,28 @@ impl Publisher {
         }
     }
 
-    /// This peer has read a source up to its log's end, and ranks from now on: `tier` 0 in the source's home region. What was
-    /// replayed is told as heads at once.
-    pub fn warm(&mut self, source: SourceId, tier: u8, now: Moment) {
-        self.rank(source, self.me, Some(tier), now);
-        for (name, topic) in &mut self.topics {
-            topic.tell_again(source, now.before(self.settings.head_every));
-            topic.schedule(name, &mut self.head_due);
+    /// This peer has read a source up to its log's end: it will be ranked, `tier` 0 in the source's home region. See
+    /// [`Publisher::settled`].
+    pub fn read_up(&mut self, source: SourceId, tier: u8, now: Moment) {
+        self.sources.entry(source).or_default().settling = Some((tier, now + self.settings.settle));
+    }
+
+    /// The sources for which this peer is *warm* from now on: it ranks. At once if nobody else does, or else when it has
+    /// settled. What was replayed is then told as heads.
+    pub fn settled(&mut self, now: Moment) -> Vec<SourceId> {
+        let settled = |(source, state): (&SourceId, &mut Source)| {
+            state.settled_at().filter(|at| *at <= now)?;
+            state.settling.take().map(|(tier, _)| (*source, tier))
+        };
+        let settled: Vec<_> = self.sources.iter_mut().filter_map(settled).collect();
+        for (source, tier) in &settled {
+            self.rank(*source, self.me, Some(*tier), now);
+            for (name, topic) in &mut self.topics {
+                topic.tell_again(*source, now.before(self.settings.head_every));
+                topic.schedule(name, &mut self.head_due);
+            }
         }
+        settled.into_iter().map(|(source, _)| source).collect()
     }
 
     /// Another publisher reads a source, is connected and warm; or, with `None`, no longer.
@@ -360,12 +328,16 @@ impl Publisher {
         }
     }
 
-    /// When something will be due, and allowed; nothing while everything is published and told.
+    /// When something will be due, and allowed, or this peer ranks; nothing while everything is published and told.
     pub fn next_due(&self) -> Option<Moment> {
         let lanes = self.waiting.iter().filter_map(|(source, topic)| self.due_at(*source, topic));
         let heads = self.head_due.first().map(|(due, _)| *due);
-        let due = lanes.chain(heads).min()?.max(self.listen_until);
-        Some(self.pace.next().map_or(due, |allowed| allowed.max(due)))
+        let publishing = lanes.chain(heads).min().map(|due| {
+            let due = due.max(self.listen_until);
+            self.pace.next().map_or(due, |allowed| allowed.max(due))
+        });
+        let settled = self.sources.values().filter_map(Source::settled_at);
+        settled.chain(publishing).min()
     }
 
     /// Takes what is due by `now`, as batches ready to be signed: no more than the pace allows, the longest due first.
@@ -418,7 +390,7 @@ impl Publisher {
     /// The epochs that the head of a stream is known to have left.
     pub fn left(&self, stream: &StreamName) -> &[Epoch] {
         let state = self.topics.get(&Topic::spanning(stream)).and_then(|topic| topic.streams.get(stream));
-        state.map_or(&[], |state| &state.left)
+        state.map_or(&[], |state| state.left.as_slice())
     }
 
     /// Topics that this peer leads, of those it has events of.
@@ -629,195 +601,6 @@ impl Peer {
         }
         self.lengthened = (self.lengthened + 1).min(MOST_LENGTHENED);
         self.lengthened_at = Some(now);
-    }
-}
-
-impl TopicState {
-    /// The state of a stream of which this peer has sequenced an event.
-    fn own(&mut self, source: SourceId, name: &StreamName, epoch: Epoch, now: Moment) -> &mut StreamState {
-        let stream = self.streams.entry(name.clone()).or_insert_with(|| StreamState::new(now));
-        stream.source = Some(source);
-        stream.own = Some(epoch);
-        stream
-    }
-
-    /// Notes that a stream has come to a position, by an event that says what was before it.
-    fn note(&mut self, name: &StreamName, at: Position, previous: Option<Previous>, now: Moment) {
-        let stream = match self.streams.get_mut(name) {
-            Some(stream) => stream,
-            None => self.streams.entry(name.clone()).or_insert_with(|| StreamState::new(now)),
-        };
-        // Another publisher may send again what was sent already.
-        if !stream.is_news(at, previous) {
-            return;
-        }
-        // Who begins an epoch says which one was before it, even to those who never saw that.
-        let before = match previous {
-            Some(Previous::Reset { after }) => Some(after.epoch),
-            _ => None,
-        };
-        let head = stream.head.map(|head| head.epoch);
-        for left in [head, before].into_iter().flatten().filter(|left| *left != at.epoch) {
-            if !stream.left.contains(&left) {
-                if stream.left.len() == LEFT_EPOCHS {
-                    stream.left.remove(0);
-                }
-                stream.left.push(left);
-            }
-        }
-        stream.head = Some(at);
-        stream.since = now;
-        stream.told = 0;
-        if !stream.listed {
-            stream.listed = true;
-            self.quiet.insert((now, name.clone()));
-        }
-    }
-
-    /// Notes that another publisher knows of a position. Only a better rank counts: so among those who know, the best
-    /// ranked tells it.
-    fn heard(&mut self, me: PublisherKey, publisher: PublisherKey, name: &StreamName, at: Position) {
-        let Some(stream) = self.streams.get_mut(name) else { return };
-        let lane = stream.source.and_then(|source| self.lanes.get(&source));
-        if lane.is_some_and(|lane| lane.ranks_before(publisher, me)) {
-            let older = |known: Position| known.epoch != at.epoch || known.sequence < at.sequence;
-            if stream.heard.is_none_or(older) {
-                stream.heard = Some(at);
-            }
-        }
-    }
-
-    /// Begins anew to tell the heads of a source's streams, as if their last events had been at `since`.
-    fn tell_again(&mut self, source: SourceId, since: Moment) {
-        for (name, stream) in &mut self.streams {
-            if stream.source == Some(source) && stream.head.is_some() {
-                (stream.since, stream.told) = (since, 0);
-                if !stream.listed {
-                    stream.listed = true;
-                    self.quiet.insert((since, name.clone()));
-                }
-            }
-        }
-        // Those that are listed for later are to be looked at now.
-        let later: Vec<_> = self.quiet.iter().filter(|(at, _)| *at > since).cloned().collect();
-        for entry in later {
-            self.quiet.remove(&entry);
-            self.quiet.insert((since, entry.1));
-        }
-    }
-
-    /// Keeps the list of topics with heads to tell.
-    fn schedule(&mut self, topic: &Topic, head_due: &mut BTreeSet<(Moment, Topic)>) {
-        let next = self.quiet.first().map(|(at, _)| *at);
-        if next != self.scheduled {
-            if let Some(before) = self.scheduled {
-                head_due.remove(&(before, topic.clone()));
-            }
-            head_due.extend(next.map(|at| (at, topic.clone())));
-            self.scheduled = next;
-        }
-    }
-
-    /// The heads to tell now. Those of lanes that others lead count as told, but for what no better rank seems to know: a leader
-    /// that started without a state has not read what was before.
-    fn due_heads(&mut self, me: PublisherKey, now: Moment, every: Duration) -> Vec<(StreamName, Position)> {
-        let soon = now + HEAD_SLACK.min(every / 2);
-        let mut heads = Vec::new();
-        while heads.len() < MAX_BATCH_HEADS {
-            let Some((_, name)) = self.quiet.first().filter(|(at, _)| *at <= soon).cloned() else { break };
-            self.quiet.pop_first();
-            let Some(stream) = self.streams.get_mut(&name) else { continue };
-            let due = stream.since + telling(every, stream.told);
-            if due > soon {
-                // It has had an event meanwhile.
-                self.quiet.insert((due, name));
-                continue;
-            }
-            let lane = stream.source.and_then(|source| self.lanes.get(&source));
-            let ranks = lane.is_some_and(|lane| lane.order.contains(&me));
-            if lane.is_some_and(|lane| lane.leads(me)) || ranks && !stream.is_heard() {
-                heads.extend(stream.head.map(|head| (name.clone(), head)));
-            }
-            stream.told += 1;
-            stream.listed = stream.told < TELLINGS;
-            if stream.listed {
-                self.quiet.insert((stream.since + telling(every, stream.told), name));
-            }
-        }
-        heads
-    }
-}
-
-/// How long after its last event a stream's head is told for the (n+1)th time: 1, 3, 7, 15 … times `every`.
-fn telling(every: Duration, told: u8) -> Duration {
-    every * ((2 << told.min(TELLINGS)) - 1)
-}
-
-impl Lane {
-    /// Whether a peer is ranked better than this one.
-    fn ranks_before(&self, peer: PublisherKey, me: PublisherKey) -> bool {
-        self.order.iter().take_while(|key| **key != me).any(|key| *key == peer)
-    }
-
-    fn leads(&self, me: PublisherKey) -> bool {
-        self.took_over || self.order.first() == Some(&me)
-    }
-
-    /// The next events, sequenced by `until`, that go into one batch.
-    fn portion(&mut self, until: Moment) -> Option<Vec<Event>> {
-        let mut bytes = 0;
-        let mut count = 0;
-        for (sequenced, event) in &self.unpublished {
-            if *sequenced > until || count == BATCH_EVENTS || bytes >= BATCH_BYTES {
-                break;
-            }
-            bytes += event.data.len();
-            count += 1;
-        }
-        (count > 0).then(|| self.unpublished.drain(..count).map(|(_, event)| event).collect())
-    }
-}
-
-impl StreamState {
-    fn new(now: Moment) -> Self {
-        Self {
-            source: None,
-            head: None,
-            left: Vec::new(),
-            own: None,
-            heard: None,
-            since: now,
-            told: 0,
-            listed: false,
-        }
-    }
-
-    /// Whether a better rank knows of the head.
-    fn is_heard(&self) -> bool {
-        let passes =
-            |head: Position, heard: Position| heard.epoch == head.epoch && heard.sequence >= head.sequence;
-        self.head.is_none_or(|head| self.heard.is_some_and(|heard| passes(head, heard)))
-    }
-
-    /// Whether this event need not be published any more.
-    fn covers(&self, event: &Event) -> bool {
-        let passed = |head: Position| head.epoch == event.epoch && head.sequence >= event.sequence;
-        self.head.is_some_and(passed) || self.left.contains(&event.epoch)
-    }
-
-    /// Whether a position is further than the head. Of two epochs, which is the newer is known by the order in which this
-    /// peer read them, and by an event that says which epoch it follows; a publisher that fell behind goes on in an old
-    /// one, and must not turn the stream back.
-    fn is_news(&self, at: Position, previous: Option<Previous>) -> bool {
-        let Some(head) = self.head else { return true };
-        if head.epoch == at.epoch {
-            return at.sequence > head.sequence;
-        }
-        if self.left.contains(&at.epoch) {
-            return false;
-        }
-        let follows = matches!(previous, Some(Previous::Reset { after }) if after.epoch == head.epoch);
-        follows || self.own.is_none_or(|own| own == at.epoch)
     }
 }
 

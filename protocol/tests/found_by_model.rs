@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use tickmesh_protocol::{
     Epoch, Event, Moment, Position, Previous, Sequence,
-    repair::{FeedEnd, Fetched, Output, Received, Repair, Way},
+    feed::FeedEnd,
+    repair::{Fetched, Output, Received, Repair, Way},
 };
 
 fn ms(n: u64) -> Moment {

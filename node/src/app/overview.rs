@@ -1,10 +1,11 @@
 //! The operators' page `/mesh`: how this peer sees the mesh, as JSON; `tickmesh mesh` prints it.
 
+use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use tickmesh_protocol::{PublisherKey, feed::Status};
 
 use crate::{
-    ingest::Overview,
+    ingest::{Overlook, Overview},
     mesh::{MeshHandle, identity::peer_of},
 };
 
@@ -13,8 +14,8 @@ pub(super) fn page(
     name: &str,
     region: &str,
     mesh: &MeshHandle,
-    sees: Option<impl Fn() -> Overview + Clone + Send + Sync + 'static>,
-) -> impl Fn() -> Value + Clone + Send + Sync + 'static {
+    sees: Option<Overlook>,
+) -> impl Fn() -> BoxFuture<'static, Value> + Clone + Send + Sync + 'static {
     let (name, region, mesh) = (name.to_owned(), region.to_owned(), mesh.clone());
     move || {
         let mut page = json!({
@@ -23,10 +24,15 @@ pub(super) fn page(
             "peer": mesh.peer_id().to_string(),
             "publishers": mesh.live_publishers().borrow().keys().map(peer).collect::<Vec<_>>(),
         });
-        if let Some(sees) = &sees {
-            page["ingest"] = ingest(sees());
-        }
-        page
+        let sees = sees.clone();
+        Box::pin(async move {
+            if let Some(sees) = sees
+                && let Some(overview) = sees.ask().await
+            {
+                page["ingest"] = ingest(overview);
+            }
+            page
+        })
     }
 }
 

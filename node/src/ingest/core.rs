@@ -21,6 +21,7 @@ use super::{
     DeadLetters, Outlet,
     checkpoint::Writer,
     metrics::Metrics,
+    overview::Overview,
     store::{Partition, Store},
     worker::Lane,
 };
@@ -92,7 +93,7 @@ impl Core {
                 self.note_partition(lane.id, epoch, topic, partition.partition, term);
             }
             for stream in &source.streams {
-                self.sequencer.restore_stream(stream.name.clone(), stream.last, stream.left.clone());
+                self.sequencer.restore_stream(stream.name.clone(), stream.last, &stream.left);
                 if !self.private.contains(stream.name.channel()) {
                     self.store.history.restore(&stream.name, stream.last);
                     self.replayed(lane.id, &stream.name, stream.last, now);
@@ -143,7 +144,9 @@ impl Core {
             SourceEvent::Reached { epoch, position } => {
                 self.sequencer.passed(epoch, position);
                 if lane.warmth.reached(epoch) {
-                    self.warm(lane);
+                    let tier = lane.tiers.of(&self.region).unwrap_or(u8::MAX);
+                    self.publisher.read_up(lane.id, tier, self.now());
+                    lane.condition.waiting("warming: letting edges connect before it leads");
                 }
             }
             SourceEvent::Records(records) => {
@@ -160,20 +163,21 @@ impl Core {
         }
     }
 
-    /// A source was read to its log's end: from now on this peer ranks.
-    fn warm(&mut self, lane: &Lane) {
-        let tier = lane.tiers.of(&self.region).unwrap_or(u8::MAX);
-        self.publisher.warm(lane.id, tier, self.now());
-        lane.condition.ready();
-        self.metrics.warm.with_label_values(&[&*lane.source]).set(1);
-        let name = &lane.source;
-        self.store.update_status(|status| {
-            for source in status.sources.iter_mut().filter(|source| source.name == *name) {
-                source.warm = true;
-            }
-        });
-        // A sibling that starts now need not wait for the next.
-        self.next_checkpoint = self.now();
+    /// From now on this peer ranks for those sources for which it has settled.
+    pub(super) fn settle(&mut self, lanes: &[Lane]) {
+        let now = self.now();
+        for source in self.publisher.settled(now) {
+            let Some(lane) = lanes.get(usize::from(source.0)) else { continue };
+            lane.condition.ready();
+            self.metrics.warm.with_label_values(&[&*lane.source]).set(1);
+            self.store.update_status(|status| {
+                for source in status.sources.iter_mut().filter(|source| source.name == lane.source) {
+                    source.warm = true;
+                }
+            });
+            // A sibling that starts now need not wait for the next.
+            self.next_checkpoint = now;
+        }
     }
 
     fn take_record(&mut self, lane: &Lane, record: &Record, now: Moment) {
@@ -254,6 +258,12 @@ impl Core {
             self.publisher.peer(publisher, lane.id, tier, now);
         }
         self.siblings.insert(publisher, status.clone());
+    }
+
+    /// How this peer sees the mesh.
+    pub(super) fn overview(&self) -> Overview {
+        let topics = self.publisher.standings().collect();
+        Overview { me: self.store.status(), siblings: self.siblings.clone(), topics }
     }
 
     pub(super) fn publisher_down(&mut self, publisher: PublisherKey) {
@@ -373,7 +383,6 @@ impl Core {
                 }
             }
         });
-        self.store.set_overview(self.siblings.clone(), self.publisher.standings().collect());
         if now >= self.next_checkpoint {
             self.next_checkpoint = now + self.checkpoint_every;
             self.checkpoint(lanes);

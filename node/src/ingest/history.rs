@@ -12,8 +12,8 @@ use std::{
 };
 
 use tickmesh_protocol::{
-    Event, Moment, Position, Previous, StreamName, Topic,
-    link::{Link, Verdict},
+    Event, Moment, Position, StreamName, Topic,
+    history::{After, StreamHistory},
 };
 use tokio::sync::Notify;
 
@@ -39,34 +39,23 @@ struct Ring {
     order: VecDeque<(Moment, usize)>,
     names: HashMap<StreamName, usize>,
     streams: Vec<Stream>,
-    topics: HashMap<Topic, TopicStreams>,
+    topic_names: HashMap<Topic, usize>,
+    topics: Vec<TopicStreams>,
     /// Topics with something new that their feeds have not been told.
-    changed: HashSet<Topic>,
+    changed: HashSet<usize>,
 }
 
 #[derive(Debug)]
 struct Stream {
     name: StreamName,
-    events: VecDeque<(u64, Event)>,
-    /// The last event before those held: dropped, or of an earlier start of this peer.
-    floor: Option<Position>,
+    topic: usize,
+    history: StreamHistory,
 }
 
 #[derive(Debug, Default)]
 struct TopicStreams {
     streams: Vec<usize>,
     notify: Arc<Notify>,
-}
-
-/// What is held of a stream after a position.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum After {
-    /// All of it, up to the head.
-    All { head: Option<Position> },
-    /// Not what comes directly after the position, but from here on.
-    From(Position),
-    /// Nothing of the stream.
-    Unknown,
 }
 
 /// Events of some streams in the order in which they came.
@@ -87,7 +76,8 @@ impl History {
             order: VecDeque::new(),
             names: HashMap::new(),
             streams: Vec::new(),
-            topics: HashMap::new(),
+            topic_names: HashMap::new(),
+            topics: Vec::new(),
             changed: HashSet::new(),
         }))
     }
@@ -106,7 +96,7 @@ impl History {
     pub(super) fn restore(&self, name: &StreamName, last: Position) {
         let mut ring = self.ring();
         let at = ring.stream(name);
-        ring.streams[at].floor = Some(last);
+        ring.streams[at].history.restore(last);
     }
 
     /// Tells feeds what was kept since the last call.
@@ -114,9 +104,7 @@ impl History {
         let mut ring = self.ring();
         let ring = &mut *ring;
         for topic in ring.changed.drain() {
-            if let Some(topic) = ring.topics.get(&topic) {
-                topic.notify.notify_waiters();
-            }
+            ring.topics[topic].notify.notify_waiters();
         }
     }
 
@@ -128,20 +116,21 @@ impl History {
     /// What is notified when a topic has something new. A topic that does not exist yet is as good as any other.
     pub(super) fn notify(&self, topic: &Topic) -> Arc<Notify> {
         let mut ring = self.ring();
-        Arc::clone(&ring.topics.entry(topic.clone()).or_default().notify)
+        let at = ring.topic(topic);
+        Arc::clone(&ring.topics[at].notify)
     }
 
     /// The streams of a topic that are known here.
     pub(super) fn streams(&self, topic: &Topic) -> Vec<StreamName> {
         let ring = self.ring();
-        let streams = ring.topics.get(topic).map_or(&[][..], |topic| &topic.streams);
+        let streams = ring.topic_names.get(topic).map_or(&[][..], |at| &ring.topics[*at].streams);
         streams.iter().map(|at| ring.streams[*at].name.clone()).collect()
     }
 
     /// Whether what follows a position is held; without one, what is the oldest.
     pub(super) fn after(&self, name: &StreamName, position: Option<Position>) -> After {
         let ring = self.ring();
-        ring.names.get(name).map_or(After::Unknown, |at| ring.streams[*at].after(position))
+        ring.names.get(name).map_or(After::Unknown, |at| ring.streams[*at].history.after(position))
     }
 
     /// Events of streams after positions, oldest first, of about so many bytes. All must be held ([`After::All`]).
@@ -162,28 +151,38 @@ impl Ring {
             return *at;
         }
         let at = self.streams.len();
-        self.streams.push(Stream { name: name.clone(), events: VecDeque::new(), floor: None });
+        let topic = self.topic(&Topic::spanning(name));
+        self.streams.push(Stream { name: name.clone(), topic, history: StreamHistory::default() });
         self.names.insert(name.clone(), at);
-        self.topics.entry(Topic::spanning(name)).or_default().streams.push(at);
+        self.topics[topic].streams.push(at);
+        at
+    }
+
+    fn topic(&mut self, name: &Topic) -> usize {
+        if let Some(at) = self.topic_names.get(name) {
+            return *at;
+        }
+        let at = self.topics.len();
+        self.topics.push(TopicStreams::default());
+        self.topic_names.insert(name.clone(), at);
         at
     }
 
     fn keep(&mut self, event: Event, now: Moment) {
         let at = self.stream(&event.stream);
-        self.changed.insert(Topic::spanning(&event.stream));
+        self.changed.insert(self.streams[at].topic);
         self.bytes += cost(&event);
         self.arrived += 1;
         self.order.push_back((now, at));
-        self.streams[at].events.push_back((self.arrived, event));
+        self.streams[at].history.keep(self.arrived, event);
         while let Some((kept, at)) = self.order.front().copied() {
             if self.bytes <= self.max_bytes && now.since(kept) <= self.max_age {
                 break;
             }
             self.order.pop_front();
             // Each stream's events are in the order as a whole, so the oldest of all is the oldest of its stream.
-            if let Some((_, event)) = self.streams[at].events.pop_front() {
+            if let Some(event) = self.streams[at].history.drop_oldest() {
                 self.bytes -= cost(&event);
-                self.streams[at].floor = Some(event.position());
             }
         }
     }
@@ -192,8 +191,8 @@ impl Ring {
         let mut next = BinaryHeap::new();
         for (name, after) in wanted {
             let Some(at) = self.names.get(name).copied() else { continue };
-            let first = self.streams[at].index_after(*after);
-            if let Some((arrived, _)) = self.streams[at].events.get(first) {
+            let first = self.streams[at].history.index_after(*after);
+            if let Some((arrived, _)) = self.streams[at].history.get(first) {
                 next.push(Reverse((*arrived, at, first)));
             }
         }
@@ -204,64 +203,15 @@ impl Ring {
                 page.complete = false;
                 break;
             }
-            let Some((_, event)) = self.streams[at].events.get(index) else { continue };
+            let Some((_, event)) = self.streams[at].history.get(index) else { continue };
             size += cost(event);
             page.events.push(event.clone());
-            if let Some((arrived, _)) = self.streams[at].events.get(index + 1) {
+            if let Some((arrived, _)) = self.streams[at].history.get(index + 1) {
                 next.push(Reverse((*arrived, at, index + 1)));
             }
         }
         page
     }
-}
-
-impl Stream {
-    fn head(&self) -> Option<Position> {
-        self.events.back().map(|(_, event)| event.position()).or(self.floor)
-    }
-
-    /// The index of the first held event after a position.
-    fn index_after(&self, position: Option<Position>) -> usize {
-        let Some(position) = position else { return 0 };
-        // Events of one epoch are together; the newest epoch is nearly always the one asked for.
-        let last = self.events.iter().rev().find(|(_, event)| event.epoch == position.epoch);
-        let Some((last, _)) = last else { return 0 };
-        self.events.partition_point(|(arrived, event)| {
-            arrived <= last && (event.epoch != position.epoch || event.sequence <= position.sequence)
-        })
-    }
-
-    fn after(&self, position: Option<Position>) -> After {
-        let head = self.head();
-        let Some(position) = position else {
-            return match (self.events.front(), self.floor) {
-                (Some(_), _) | (None, None) => After::All { head },
-                // It has been read, but is not held any more.
-                (None, Some(floor)) => After::From(floor),
-            };
-        };
-        let next = self.events.get(self.index_after(Some(position)));
-        match next {
-            Some((_, next)) => match Link::at(Some(position)).judge(next) {
-                Verdict::Next | Verdict::Reset { .. } => After::All { head },
-                // The first of its epoch, for who asks after the number before it because he was told of it.
-                Verdict::Gap { .. } if begins_epoch_of(position, next) => After::All { head },
-                Verdict::Gap { .. } | Verdict::Duplicate => After::From(next.position()),
-            },
-            None => match head {
-                Some(head) if head.epoch != position.epoch || head.sequence > position.sequence => {
-                    After::From(head)
-                }
-                Some(_) => After::All { head },
-                None => After::Unknown,
-            },
-        }
-    }
-}
-
-/// Whether an event is the first of a position's epoch: nothing can be between.
-fn begins_epoch_of(position: Position, event: &Event) -> bool {
-    event.epoch == position.epoch && matches!(event.previous, Previous::Reset { .. })
 }
 
 fn cost(event: &Event) -> usize {
@@ -270,7 +220,7 @@ fn cost(event: &Event) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use tickmesh_protocol::{Epoch, Sequence, sequencer::Sequencer};
+    use tickmesh_protocol::{Epoch, Previous, Sequence, sequencer::Sequencer};
 
     use super::*;
 

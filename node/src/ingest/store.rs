@@ -6,25 +6,24 @@
 //! comes before the other, which the part alone does not tell.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
 };
 
 use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
 use tickmesh_protocol::{
-    Batch, Epoch, Event, Position, Previous, PublisherKey, Sequence, SignedBatch, SigningKey, StreamName,
-    Topic,
+    Batch, Epoch, Event, Position, Sequence, SignedBatch, SigningKey, StreamName, Topic,
     batch::MAX_BATCH_EVENTS,
     checkpoint::{SourceState, State},
     codec::encode_state,
     feed::{FeedEnd, Status},
-    takeover::Standing,
+    history::{self, Found, Look, linked_to},
 };
 use tokio::sync::watch;
 
 use super::{
-    history::{After, History},
+    history::History,
     rescan::{Rescan, RescanError, Wanted},
 };
 use crate::{
@@ -42,18 +41,7 @@ pub(super) struct Store {
     partitions: Mutex<HashMap<Epoch, Partition>>,
     /// What a sibling that starts is given: as old as the last checkpoint.
     state: Mutex<Arc<State>>,
-    overview: Mutex<Overview>,
     rescan: Rescan,
-}
-
-/// How an ingest peer sees the mesh, for people; a second old.
-#[derive(Clone, Debug, Default)]
-pub struct Overview {
-    /// What this peer says of itself.
-    pub me: Status,
-    /// What the other publishers that are connected said last.
-    pub siblings: BTreeMap<PublisherKey, Status>,
-    pub topics: Vec<Standing>,
 }
 
 /// Where the records of an epoch are, and which of them became events of this peer.
@@ -66,30 +54,8 @@ pub(super) struct Partition {
     pub(super) read_from: Sequence,
 }
 
-/// A part of the log that has to be looked at for one stream of a feed.
-struct Look {
-    /// In the cursor.
-    stream: usize,
-    epoch: Epoch,
-    from: u64,
-    /// The first position that need not be looked at.
-    until: u64,
-    /// The oldest event that is held, for who cannot be given what is before it.
-    oldest: Option<Position>,
-}
-
-/// What is known of a stream after the position where a reader stands.
-enum Found {
-    Held {
-        head: Option<Position>,
-    },
-    /// Nothing follows.
-    Nothing,
-    Look(Look),
-    Lost {
-        oldest: Option<Position>,
-    },
-}
+/// A part of the log that has to be looked at for one stream of a feed: its place in the cursor.
+type StreamLook = (usize, Look);
 
 impl Store {
     pub(super) fn new(
@@ -108,7 +74,6 @@ impl Store {
             status: watch::Sender::new(status),
             partitions: Mutex::default(),
             state: Mutex::default(),
-            overview: Mutex::default(),
             rescan,
         }
     }
@@ -122,13 +87,9 @@ impl Store {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
     }
 
-    pub(super) fn set_overview(&self, siblings: BTreeMap<PublisherKey, Status>, topics: Vec<Standing>) {
-        let me = self.status.borrow().clone();
-        *self.overview.lock().unwrap_or_else(PoisonError::into_inner) = Overview { me, siblings, topics };
-    }
-
-    pub(super) fn overview(&self) -> Overview {
-        self.overview.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// What this peer says of itself.
+    pub(super) fn status(&self) -> Status {
+        self.status.borrow().clone()
     }
 
     pub(super) fn update_status(&self, update: impl FnOnce(&mut Status)) {
@@ -143,37 +104,10 @@ impl Store {
         self.status.borrow().sources.iter().all(|source| source.warm)
     }
 
-    fn find(&self, index: usize, stream: &CursorStream) -> Found {
+    fn find(&self, stream: &CursorStream) -> Found {
         let after = self.history.after(&stream.name, stream.after);
-        let oldest = match after {
-            After::All { head } => return Found::Held { head },
-            After::From(position) => Some(position),
-            After::Unknown => None,
-        };
-        let Some(position) = stream.after else {
-            // The oldest there is: nothing, or one that was read and is no longer held.
-            return oldest.map_or(Found::Nothing, |oldest| {
-                Found::Look(Look {
-                    stream: index,
-                    epoch: oldest.epoch,
-                    from: stream.scanned.map_or(oldest.sequence.get(), Sequence::get),
-                    until: oldest.sequence.get() + 1,
-                    oldest: None,
-                })
-            });
-        };
-        let Some(partition) = self.partition(position.epoch) else { return Found::Lost { oldest } };
-        let until = match oldest {
-            // That one as well: what is looked at links it to the reader's position.
-            Some(oldest) if oldest.epoch == position.epoch => oldest.sequence.get() + 1,
-            Some(_) => return Found::Lost { oldest },
-            None => partition.read_from.get(),
-        };
-        let from = (position.sequence.get() + 1).max(stream.scanned.map_or(0, Sequence::get));
-        if from >= until {
-            return if oldest.is_some() { Found::Lost { oldest } } else { Found::Nothing };
-        }
-        Found::Look(Look { stream: index, epoch: position.epoch, from, until, oldest })
+        let read_from = |epoch| self.partition(epoch).map(|partition| partition.read_from);
+        history::find(after, stream.after, stream.scanned, read_from)
     }
 
     fn next(self: &Arc<Self>, cursor: &mut FeedCursor) -> Result<FeedStep, Refusal> {
@@ -194,10 +128,10 @@ impl Store {
                 continue;
             }
             stream.end = None;
-            match self.find(index, stream) {
+            match self.find(stream) {
                 Found::Held { head } => held.push((index, head)),
                 Found::Nothing => stream.end = Some(FeedEnd::Complete { head: None }),
-                Found::Look(look) => looks.push(look),
+                Found::Look(look) => looks.push((index, look)),
                 Found::Lost { oldest } => stream.end = Some(FeedEnd::Refused { oldest }),
             }
         }
@@ -263,16 +197,20 @@ impl Store {
     }
 
     /// Looks at the next part of the log, for all streams that need it.
-    fn step_of_log(self: &Arc<Self>, cursor: &mut FeedCursor, looks: &[Look]) -> Result<FeedStep, Refusal> {
+    fn step_of_log(
+        self: &Arc<Self>,
+        cursor: &mut FeedCursor,
+        looks: &[StreamLook],
+    ) -> Result<FeedStep, Refusal> {
         let waiting = Ok(FeedStep::default());
-        let Some(first) = looks.iter().min_by_key(|look| (look.epoch.as_u64(), look.from)) else {
+        let Some((_, first)) = looks.iter().min_by_key(|(_, look)| (look.epoch.as_u64(), look.from)) else {
             return waiting;
         };
-        let mut here: Vec<_> = looks.iter().filter(|look| look.epoch == first.epoch).collect();
+        let mut here: Vec<_> = looks.iter().filter(|(_, look)| look.epoch == first.epoch).copied().collect();
         let (epoch, from) = (first.epoch, first.from);
-        let until = here.iter().map(|look| look.until).max().unwrap_or(from);
+        let until = here.iter().map(|(_, look)| look.until).max().unwrap_or(from);
         let Some(Partition { source, topic, partition, .. }) = self.partition(epoch) else {
-            return refuse(cursor, here);
+            return refuse(cursor, &here);
         };
         let rescan = self.rescan.clone();
         let mut read: BoxFuture<'static, _> = Box::pin(async move {
@@ -292,19 +230,17 @@ impl Store {
             Ok(part) => {
                 // At the end of the log there is no more, whatever was expected.
                 let end = if part.next > from { part.next } else { until };
-                here.retain(|look| look.from < end);
+                here.retain(|(_, look)| look.from < end);
                 self.give_part(cursor, &here, &part, end)
             }
             Err(RescanError::Read(ReadError::Trimmed { oldest, .. })) => {
-                for look in here.iter_mut().filter(|look| look.from < oldest) {
-                    let left = Sequence::new(oldest).ok().filter(|oldest| oldest.get() < look.until);
-                    let left = left.map(|sequence| Position { epoch, sequence });
-                    cursor.streams[look.stream].end = Some(FeedEnd::Refused { oldest: left.or(look.oldest) });
+                for (stream, look) in here.iter().filter(|(_, look)| look.from < oldest) {
+                    cursor.streams[*stream].end = Some(FeedEnd::Refused { oldest: look.left_by(oldest) });
                 }
                 waiting
             }
             Err(RescanError::OtherEpoch { .. } | RescanError::Read(ReadError::UnknownPartition { .. })) => {
-                refuse(cursor, here)
+                refuse(cursor, &here)
             }
             Err(error) => Err(Refusal(error.to_string().into())),
         }
@@ -313,14 +249,14 @@ impl Store {
     fn give_part(
         &self,
         cursor: &mut FeedCursor,
-        looks: &[&Look],
+        looks: &[StreamLook],
         events: &[Event],
         end: u64,
     ) -> Result<FeedStep, Refusal> {
         let mut found = Vec::new();
         let mut bytes = 0;
-        for look in looks {
-            let stream = &mut cursor.streams[look.stream];
+        for (stream, look) in looks {
+            let stream = &mut cursor.streams[*stream];
             let mut after = stream.after;
             let mut until = look.until.min(end);
             let in_reach = |event: &&Event| {
@@ -333,7 +269,7 @@ impl Store {
                     break;
                 }
                 bytes += event.data.len();
-                found.push(Event { previous: linked_to(after, event), ..event.clone() });
+                found.push(Event { previous: linked_to(after, event.position()), ..event.clone() });
                 after = Some(event.position());
             }
             stream.scanned = Sequence::new(until).ok();
@@ -346,19 +282,11 @@ impl Store {
 }
 
 /// Refuses streams for good: their log is not here any more.
-fn refuse(cursor: &mut FeedCursor, looks: Vec<&Look>) -> Result<FeedStep, Refusal> {
-    for look in looks {
-        cursor.streams[look.stream].end = Some(FeedEnd::Refused { oldest: look.oldest });
+fn refuse(cursor: &mut FeedCursor, looks: &[StreamLook]) -> Result<FeedStep, Refusal> {
+    for (stream, look) in looks {
+        cursor.streams[*stream].end = Some(FeedEnd::Refused { oldest: look.oldest });
     }
     Ok(FeedStep::default())
-}
-
-/// What came before an event, for a reader who has been given everything up to `after`.
-fn linked_to(after: Option<Position>, event: &Event) -> Previous {
-    match after {
-        Some(after) if after.epoch == event.epoch => Previous::At(after.sequence),
-        _ => Previous::Unknown { read_from: event.sequence },
-    }
 }
 
 /// What feeds ask, with the [`Arc`] that reading the log needs.

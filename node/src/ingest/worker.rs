@@ -4,10 +4,13 @@ use std::{future::poll_fn, pin::pin, task::Poll, time::Duration};
 
 use prometheus::{Histogram, IntCounter, IntGauge};
 use tickmesh_protocol::takeover::SourceId;
-use tokio::{sync::mpsc, time::sleep_until};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::sleep_until,
+};
 use tokio_util::sync::CancellationToken;
 
-use super::{Tiers, core::Core, warmth::Warmth};
+use super::{Tiers, core::Core, overview::Overview, warmth::Warmth};
 use crate::{ops::health::Condition, ports::IngestInput, source::SourceEvent, transform::Transform};
 
 pub(super) struct Worker {
@@ -16,6 +19,8 @@ pub(super) struct Worker {
     pub(super) next_lane: usize,
     pub(super) mesh: mpsc::Receiver<IngestInput>,
     pub(super) mesh_open: bool,
+    /// Who asks how this peer sees the mesh.
+    pub(super) overlooks: mpsc::Receiver<oneshot::Sender<Overview>>,
     pub(super) core: Core,
 }
 
@@ -41,6 +46,7 @@ enum Wake {
     SourceEnded(usize),
     Mesh(IngestInput),
     MeshEnded,
+    Asked(oneshot::Sender<Overview>),
     Due { late: Duration },
     Stop,
 }
@@ -54,6 +60,10 @@ impl Worker {
                 Wake::SourceEnded(lane) => self.lanes[lane].open = false,
                 Wake::Mesh(input) => self.take_mesh(input),
                 Wake::MeshEnded => self.mesh_open = false,
+                Wake::Asked(answer) => {
+                    // The asker may be gone.
+                    let _ = answer.send(self.core.overview());
+                }
                 Wake::Due { late } => self.core.woken(late),
                 Wake::Stop => break,
             }
@@ -63,6 +73,7 @@ impl Worker {
                     self.take_mesh(input);
                 }
             }
+            self.core.settle(&self.lanes);
             self.core.publish_due().await;
             self.core.tick(&self.lanes);
         }
@@ -86,6 +97,10 @@ impl Worker {
                 && let Poll::Ready(input) = self.mesh.poll_recv(context)
             {
                 return Poll::Ready(input.map_or(Wake::MeshEnded, Wake::Mesh));
+            }
+            // Nobody may ask any more; then this is never ready with a question.
+            if let Poll::Ready(Some(answer)) = self.overlooks.poll_recv(context) {
+                return Poll::Ready(Wake::Asked(answer));
             }
             for step in 0..self.lanes.len() {
                 let index = (self.next_lane + step) % self.lanes.len();

@@ -8,18 +8,20 @@ use axum::{
     routing::get,
 };
 
+use futures_util::future::BoxFuture;
+
 use super::{health::Health, metrics::Registry};
 
 /// Everything an operator may see.
 pub fn router<L, M>(registry: Registry, health: Health, dead_letters: L, mesh: M) -> Router
 where
     L: Fn() -> serde_json::Value + Clone + Send + Sync + 'static,
-    M: Fn() -> serde_json::Value + Clone + Send + Sync + 'static,
+    M: Fn() -> BoxFuture<'static, serde_json::Value> + Clone + Send + Sync + 'static,
 {
     Router::new()
         .route("/metrics", get(metrics).with_state(registry))
         .route("/dead-letters", get(move || async move { Json(dead_letters()) }))
-        .route("/mesh", get(move || async move { Json(mesh()) }))
+        .route("/mesh", get(move || async move { Json(mesh().await) }))
         .merge(health_router(health))
 }
 

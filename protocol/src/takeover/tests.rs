@@ -1,4 +1,7 @@
-use super::*;
+use super::{
+    topic::{BATCH_EVENTS, TELLINGS},
+    *,
+};
 use crate::{Epoch, Previous, Sequence, SigningKey};
 
 const SOURCE: SourceId = SourceId(0);
@@ -37,9 +40,15 @@ fn heads(batches: &[Batch]) -> Vec<u64> {
     batches.iter().flat_map(|batch| &batch.heads).map(|(_, at)| at.sequence.get()).collect()
 }
 
+/// As if it had settled.
+fn warm(publisher: &mut Publisher, tier: u8, now: Moment) {
+    publisher.read_up(SOURCE, tier, now);
+    publisher.settled(now + publisher.settings.settle);
+}
+
 fn alone() -> Publisher {
     let mut publisher = Publisher::new(key(1), 1, Settings::default());
-    publisher.warm(SOURCE, 0, Moment::START);
+    warm(&mut publisher, 0, Moment::START);
     publisher
 }
 
@@ -48,7 +57,7 @@ fn group(count: u8) -> Vec<Publisher> {
     let keys: Vec<_> = (1..=count).map(key).collect();
     let make = |me: PublisherKey| {
         let mut publisher = Publisher::new(me, 1, Settings::default());
-        publisher.warm(SOURCE, 0, Moment::START);
+        warm(&mut publisher, 0, Moment::START);
         for other in &keys {
             publisher.peer(*other, SOURCE, Some(0), Moment::START);
         }
@@ -203,8 +212,29 @@ fn who_is_not_warm_publishes_nothing() {
     let mut cold = Publisher::new(key(1), 1, Settings::default());
     cold.offer(SOURCE, event(1), ms(0));
     assert_eq!(sequences(&cold.take_due(ms(10_000))), NOTHING);
-    cold.warm(SOURCE, 0, ms(10_000));
+    warm(&mut cold, 0, ms(10_000));
     assert_eq!(sequences(&cold.take_due(ms(10_001))), [1]);
+}
+
+#[test]
+fn who_comes_to_others_ranks_when_it_has_settled_or_they_are_gone() {
+    let settle = Settings::default().settle;
+    for gone in [false, true] {
+        let mut publisher = Publisher::new(key(1), 1, Settings::default());
+        // Of a standby region: ranked after this one.
+        publisher.peer(key(2), SOURCE, Some(1), ms(0));
+        publisher.offer(SOURCE, event(1), ms(0));
+        publisher.read_up(SOURCE, 0, ms(0));
+        assert_eq!((publisher.next_due(), publisher.settled(ms(1))), (Some(ms(0) + settle), vec![]));
+        let ranks = if gone { ms(10) } else { ms(0) + settle };
+        if gone {
+            publisher.peer_down(key(2), ranks);
+        }
+        assert_eq!(sequences(&publisher.take_due(ranks)), NOTHING);
+        assert_eq!(publisher.settled(ranks), [SOURCE]);
+        assert_eq!(sequences(&publisher.take_due(ranks)), [1]);
+        assert_eq!(publisher.settled(ranks + settle), []);
+    }
 }
 
 #[test]
@@ -215,7 +245,7 @@ fn the_home_region_leads() {
     }
     publisher.offer(SOURCE, event(1), ms(1));
     assert_eq!(publisher.leading(), 1);
-    publisher.warm(SOURCE, 2, ms(1));
+    warm(&mut publisher, 2, ms(1));
     assert_eq!(publisher.leading(), 0);
 }
 
@@ -285,7 +315,8 @@ fn what_was_replayed_is_told_as_soon_as_the_source_is_warm() {
         publisher.replayed(SOURCE, &event.stream, event.position(), ms(1000));
     }
     assert_eq!(heads(&publisher.take_due(ms(1400))), NOTHING);
-    publisher.warm(SOURCE, 0, ms(2000));
+    publisher.read_up(SOURCE, 0, ms(2000));
+    publisher.settled(ms(2000));
     let batches = publisher.take_due(ms(2000));
     assert_eq!((sequences(&batches), heads(&batches)), (NOTHING.to_vec(), vec![3]));
     assert_eq!(publisher.head(&event(1).stream), Some(event(3).position()));

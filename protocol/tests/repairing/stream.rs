@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use tickmesh_protocol::{
     Epoch, Event, Moment, Position, Previous, Sequence,
-    repair::{FeedEnd, Fetch, Fetched, Output, Received, Repair, Way},
+    feed::FeedEnd,
+    repair::{Fetch, Fetched, Output, Received, Repair, Way},
 };
 
 pub fn sequence(number: u64) -> Sequence {

@@ -42,6 +42,8 @@ pub struct Shape {
     pub checkpoint_every: Time,
     /// Whether a peer that knows nothing begins at the beginning of the log, or else at its end.
     pub from_oldest: bool,
+    /// How long an ingest peer that comes to others waits before it ranks.
+    pub settle: Time,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

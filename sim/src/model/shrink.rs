@@ -74,6 +74,7 @@ impl Shrinking {
         self.try_with(|scenario| scenario.world.inbox = 4096);
         self.try_with(|scenario| scenario.world.ring = 100_000);
         self.try_with(|scenario| scenario.world.checkpoint_every = 1000 * MS);
+        self.try_with(|scenario| scenario.world.settle = 0);
     }
 
     fn simplify_ops(&mut self) {

@@ -10,8 +10,9 @@ use libp2p::PeerId;
 use tickmesh_protocol::{
     PublisherKey, Topic,
     batch::InvalidBatch,
+    checkpoint::MAX_STATE_BYTES,
     codec::{self, CodecError, MAX_FEED_FRAME_BYTES},
-    feed::{FeedFrame, FeedRequest, MAX_STATE_BYTES},
+    feed::{FeedFrame, FeedRequest},
 };
 use tokio::{
     io::duplex,

@@ -34,7 +34,7 @@ pub fn generate(seed: u64) -> Scenario {
         chance if chance < CALM => (true, false),
         chance => (false, chance < CALM + DEATH),
     };
-    let world = shape(&mut random, calm || death);
+    let world = Shape { settle: settle(&mut Random::of(seed, 3)), ..shape(&mut random, calm || death) };
     let length = random.spread(100 * MS, 2500 * MS);
     let begins = if calm || death { BEGINNING } else { random.spread(0, BEGINNING) };
     let mut generator = Generator { random, world: &world, ops: Vec::new(), clients: 0, begins, length };
@@ -89,7 +89,13 @@ fn shape(random: &mut Random, calm: bool) -> Shape {
         ring: if random.chance(500) { 100_000 } else { random.spread(4, 200) as usize },
         checkpoint_every: random.spread(100 * MS, 3000 * MS),
         from_oldest: random.chance(500),
+        settle: 0,
     }
+}
+
+/// Half of all peers do not wait: so more happens in one world.
+fn settle(random: &mut Random) -> Time {
+    if random.chance(500) { 0 } else { random.spread(10 * MS, 2000 * MS) }
 }
 
 fn clock(random: &mut Random) -> Clock {

@@ -80,10 +80,12 @@ fn world(scenario: &Scenario) -> Vec<String> {
         world.inbox
     ));
     lines.push(format!(
-        "history of {} events, checkpoint each {}, who knows nothing begins at the {} of the log",
+        "history of {} events, checkpoint each {}, who knows nothing begins at the {} of the log, who comes to others ranks {} \
+         later",
         world.ring,
         Span(world.checkpoint_every),
-        if world.from_oldest { "beginning" } else { "end" }
+        if world.from_oldest { "beginning" } else { "end" },
+        Span(world.settle)
     ));
     lines
 }

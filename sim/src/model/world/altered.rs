@@ -59,7 +59,8 @@ impl World<'_> {
             ingest.partitions[partition].next = Some(end);
         }
         if cold {
-            ingest.publisher.warm(source, 0, now);
+            ingest.publisher.read_up(source, 0, now);
+            ingest.publisher.settled(now);
         }
     }
 

@@ -2,8 +2,9 @@
 
 use tickmesh_protocol::{
     Batch, PublisherKey,
+    feed::FeedEnd,
     fetching::Fetching,
-    repair::{FeedEnd, Fetched, Output, Way},
+    repair::{Fetched, Output, Way},
 };
 
 use super::{ingest, *};

@@ -1,8 +1,12 @@
 //! The server of feeds at an ingest peer: pages from the history, beyond that from the log, then how each stream ended.
 
-use tickmesh_protocol::{Batch, Epoch, Event, Previous, Sequence, repair::FeedEnd};
+use tickmesh_protocol::{
+    Batch, Event, Sequence,
+    feed::FeedEnd,
+    history::{self, Found, linked_to},
+};
 
-use super::{history::After, ingest::Ingest, *};
+use super::*;
 use crate::model::scenario::What;
 
 /// Events in one page: few, so that answers have several.
@@ -12,23 +16,6 @@ const PAGE_EVENTS: usize = 8;
 struct Served {
     events: Vec<Event>,
     end: FeedEnd,
-}
-
-/// What is known of a stream after the position where a reader stands.
-enum Found {
-    Held { head: Option<Position> },
-    Nothing,
-    Look(Look),
-    Lost { oldest: Option<Position> },
-}
-
-/// A part of the log to be read again.
-struct Look {
-    epoch: Epoch,
-    from: u64,
-    until: u64,
-    /// The oldest event that is held, for who cannot be given what is before it.
-    oldest: Option<Position>,
 }
 
 impl World<'_> {
@@ -98,14 +85,16 @@ impl World<'_> {
         })
     }
 
-    /// Everything after a position, from the history and, where that begins too late, from the log: the rules of the node's
-    /// store of feeds.
+    /// Everything after a position, from the history and, where that begins too late, from the log: as the node's store of
+    /// feeds does it.
     fn serve(&self, id: Id, stream: usize, mut after: Option<Position>) -> Option<Served> {
         let ingest = self.get_ingest(id)?;
         let mut events = Vec::new();
-        let mut scanned = 0;
+        let mut scanned = None;
         loop {
-            let look = match self.find(ingest, stream, after, scanned) {
+            let read_from = |epoch| ingest.sequencer.reading(epoch).map(|reading| reading.read_from);
+            let held = ingest.history.after(stream, after);
+            let look = match history::find(held, after, scanned, read_from) {
                 Found::Held { head } => {
                     events.extend(ingest.history.events_after(stream, after));
                     let claimed = self.lie(id).and_then(|ahead| further(head?, ahead));
@@ -119,9 +108,8 @@ impl World<'_> {
             let begin = if log.epoch() == look.epoch { log.begin() } else { u64::MAX };
             let from = if look.from < begin {
                 if self.mutation != Some(Mutation::NeverRefuse) {
-                    let oldest = Sequence::new(begin).ok().filter(|oldest| oldest.get() < look.until);
-                    let oldest = oldest.map(|sequence| Position { epoch: look.epoch, sequence });
-                    return Some(Served { events, end: FeedEnd::Refused { oldest: oldest.or(look.oldest) } });
+                    let oldest = look.left_by(begin);
+                    return Some(Served { events, end: FeedEnd::Refused { oldest } });
                 }
                 begin
             } else {
@@ -131,54 +119,21 @@ impl World<'_> {
             let there =
                 there.filter(|at| at.epoch == look.epoch && (from..look.until).contains(&at.sequence.get()));
             for at in there {
-                let previous = match after {
-                    Some(after) if after.epoch == at.epoch => Previous::At(after.sequence),
-                    _ => Previous::Unknown { read_from: at.sequence },
-                };
                 let data = bytes::Bytes::from_static(b"1");
                 let name = self.names.streams[stream].clone();
                 let event = Event {
                     stream: name,
                     epoch: at.epoch,
                     sequence: at.sequence,
-                    previous,
+                    previous: linked_to(after, at),
                     engine_time_us: 0,
                     data,
                 };
                 events.push(event);
                 after = Some(at);
             }
-            scanned = look.until;
+            scanned = Sequence::new(look.until).ok();
         }
-    }
-
-    /// What is known of a stream after the position where a reader stands.
-    fn find(&self, ingest: &Ingest, stream: usize, after: Option<Position>, scanned: u64) -> Found {
-        let oldest = match ingest.history.after(stream, after) {
-            After::All { head } => return Found::Held { head },
-            After::From(position) => Some(position),
-            After::Unknown => None,
-        };
-        let Some(position) = after else {
-            return oldest.filter(|oldest| oldest.sequence.get() >= scanned).map_or(
-                Found::Nothing,
-                |oldest| {
-                    let from = oldest.sequence.get();
-                    Found::Look(Look { epoch: oldest.epoch, from, until: from + 1, oldest: None })
-                },
-            );
-        };
-        let Some(reading) = ingest.sequencer.reading(position.epoch) else { return Found::Lost { oldest } };
-        let until = match oldest {
-            Some(oldest) if oldest.epoch == position.epoch => oldest.sequence.get() + 1,
-            Some(_) => return Found::Lost { oldest },
-            None => reading.read_from.get(),
-        };
-        let from = (position.sequence.get() + 1).max(scanned);
-        if from >= until {
-            return if oldest.is_some() { Found::Lost { oldest } } else { Found::Nothing };
-        }
-        Found::Look(Look { epoch: position.epoch, from, until, oldest })
     }
 }
 

@@ -28,7 +28,9 @@ pub(super) struct Ingest {
     pub(super) partitions: Vec<Partition>,
     /// Whether the state to start from is known.
     begun: bool,
-    /// By source.
+    /// Sources read up to the end of their logs.
+    read_up: Vec<bool>,
+    /// Sources for which this peer ranks.
     pub(super) warm: Vec<bool>,
     connected: Vec<bool>,
     /// The topics that each peer has joined, as bits.
@@ -63,12 +65,14 @@ impl Ingest {
     fn new(world: &World<'_>, id: Id, incarnation: u32) -> Self {
         let shape = &world.scenario.world;
         let sources = shape.partitions.iter().map(|partition| partition.source + 1).max().unwrap_or(0);
+        let settings = Settings { settle: Duration::from_micros(shape.settle), ..Settings::default() };
         Self {
             sequencer: Sequencer::default(),
-            publisher: Publisher::new(key(id), u64::from(incarnation), Settings::default()),
+            publisher: Publisher::new(key(id), u64::from(incarnation), settings),
             history: History::new(shape.streams.len(), shape.ring),
             partitions: vec![Partition::default(); shape.partitions.len()],
             begun: false,
+            read_up: vec![false; sources],
             warm: vec![false; sources],
             connected: vec![false; world.peers.len()],
             subscribed: vec![0; world.peers.len()],
@@ -92,7 +96,7 @@ impl Ingest {
             self.sequencer.restore_partition(epoch, reading.read_from, reading.next);
         }
         for (stream, last, left) in saved.sequencer.streams() {
-            self.sequencer.restore_stream(stream.clone(), last, left.to_vec());
+            self.sequencer.restore_stream(stream.clone(), last, left);
         }
         for (partition, next) in self.partitions.iter_mut().zip(&saved.partitions) {
             partition.next = *next;
@@ -269,8 +273,8 @@ impl World<'_> {
         let name = &self.names.streams[stream];
         let head = ingest.publisher.head(name);
         // Who has not read to the end does not know that there is nothing, nor who has not published yet what there is.
-        let warm = ingest.warm[self.source_of(self.scenario.world.streams[stream])];
-        let known = head.is_some() || warm && ingest.sequencer.last(name).is_none();
+        let read_up = ingest.read_up[self.source_of(self.scenario.world.streams[stream])];
+        let known = head.is_some() || read_up && ingest.sequencer.last(name).is_none();
         (seen && known).then_some((stream, head))
     }
 
@@ -435,7 +439,7 @@ impl World<'_> {
         }
     }
 
-    /// A partition was read up to the end of its log. When all of a source were, the peer is warm for it.
+    /// A partition was read up to the end of its log. When all of a source were, the peer is to be ranked for it.
     fn reached(&mut self, id: Id, partition: usize) {
         let now = self.local(id);
         let source = self.source_of(partition);
@@ -445,9 +449,21 @@ impl World<'_> {
         ingest.partitions[partition].reached = true;
         let mut partitions = shape.partitions.iter().zip(&ingest.partitions);
         let all = partitions.all(|(shape, state)| shape.source != source || state.reached);
-        if all && !ingest.warm[source] {
-            ingest.warm[source] = true;
-            ingest.publisher.warm(SourceId(source as u16), tier, now);
+        if all && !ingest.read_up[source] {
+            ingest.read_up[source] = true;
+            ingest.publisher.read_up(SourceId(source as u16), tier, now);
+        }
+    }
+
+    /// Ranks from now on where this peer has settled.
+    fn settle(&mut self, id: Id) {
+        let now = self.local(id);
+        let Some(ingest) = self.ingest(id) else { return };
+        for source in ingest.publisher.settled(now) {
+            let source = usize::from(source.0);
+            if let Some(ingest) = self.ingest(id) {
+                ingest.warm[source] = true;
+            }
             self.say(|world| format!("{} is warm for source {}", world.peers[id].peer, source + 1));
             self.save(id);
             self.tell_status(id);
@@ -456,6 +472,7 @@ impl World<'_> {
 
     /// Publishes what is due, and asks to be woken for what will be.
     pub(super) fn publish_due(&mut self, id: Id) {
+        self.settle(id);
         let now = self.local(id);
         let Some(ingest) = self.ingest(id) else { return };
         let batches = ingest.publisher.take_due(now);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::model::scenario::What;
-use tickmesh_protocol::{Batch, Epoch, repair::FeedEnd};
+use tickmesh_protocol::{Batch, Epoch, feed::FeedEnd};
 
 /// What peers send one another.
 #[derive(Clone, Debug)]
