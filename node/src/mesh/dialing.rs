@@ -7,11 +7,18 @@ use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
 /// First wait after a failure, and after a lost connection.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 
-/// Longest wait: a peer that was away for a day is found again within it.
-const LONGEST_WAIT: Duration = Duration::from_secs(15);
+/// Longest wait for a peer: one that was away for a day is found again within it. No longer than a publisher that comes
+/// back waits before it leads ([`tickmesh_protocol::takeover::Settings::settle`]).
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
+
+/// Longest wait for an address that does not say who is there: it is for the first contact.
+const LONGEST_WAIT_FOR_ANYBODY: Duration = Duration::from_secs(15);
+
+/// After each so many failures somebody else is asked where a peer is.
+const FAILURES_PER_QUESTION: u32 = 8;
 
 /// A connection that held this long was a real one: the next wait is the first again.
-const STABLE_AFTER: Duration = Duration::from_secs(10);
+const STABLE_AFTER: Duration = Duration::from_secs(1);
 
 /// Addresses learnt and kept for one peer besides the configured ones; the latest are the likeliest.
 const MAX_LEARNT: usize = 8;
@@ -188,6 +195,15 @@ impl Dialer {
         }
     }
 
+    /// Whether a peer was not reached so often that others should be asked where it is: the first time, and now and then.
+    pub(super) fn is_lost(&self, peer: &PeerId) -> bool {
+        self.targets.iter().any(|target| {
+            matches!(target.whom, Whom::Peer { id, .. } if id == *peer)
+                && !matches!(target.state, State::Connected { .. })
+                && target.failures % FAILURES_PER_QUESTION == 1
+        })
+    }
+
     /// Whether a peer is one this node wants to be connected to and is not.
     pub(super) fn misses(&self, peer: &PeerId) -> bool {
         self.targets.iter().any(|target| {
@@ -212,7 +228,11 @@ impl Target {
     /// Waits for half to all of a time that doubles with each failure: peers that lost one another at the same moment
     /// do not dial at the same moment.
     fn wait(&mut self, now: Instant, jitter: f64) {
-        let longest = FIRST_WAIT.saturating_mul(1 << self.failures.min(16)).min(LONGEST_WAIT);
+        let bound = match self.whom {
+            Whom::Peer { .. } => LONGEST_WAIT,
+            Whom::Anybody { .. } => LONGEST_WAIT_FOR_ANYBODY,
+        };
+        let longest = FIRST_WAIT.saturating_mul(1 << self.failures.min(16)).min(bound);
         self.failures = self.failures.saturating_add(1);
         self.state = State::Waiting { until: now + longest.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0) };
     }
@@ -245,6 +265,7 @@ mod tests {
             assert_eq!(due, vec![(TargetId(0), Dial::Peer { id: peer, addresses: vec![at.clone()] })]);
             assert!(dialer.due(now).is_empty(), "one dial at a time");
             dialer.failed(TargetId(0), now, 1.0);
+            assert_eq!(dialer.is_lost(&peer), [0, 8].contains(&waits.len()));
             let State::Waiting { until } = dialer.targets[0].state else { panic!("must wait") };
             waits.push(until - now);
             now = until;
@@ -255,6 +276,7 @@ mod tests {
         dialer.due(now);
         dialer.connected(peer, None, now);
         assert!(!dialer.misses(&peer) && dialer.due(now + LONGEST_WAIT).is_empty());
+        assert!(!dialer.is_lost(&peer));
         // A connection that breaks at once does not make the dialing quick again; one that held does.
         dialer.disconnected(peer, now, 1.0);
         assert!(dialer.due(now + LONGEST_WAIT / 2).is_empty());

@@ -88,7 +88,7 @@ impl Node {
             }
         }
         if let Some(peer) = peer
-            && self.dialer.misses(&peer)
+            && self.dialer.is_lost(&peer)
             && !self.live_peers_empty()
         {
             // Somebody may know where it is.
