@@ -138,7 +138,8 @@ test("rows keep their nodes while data flows", { skip }, async () => {
   await untilLive();
   await untilBook();
   await page.evaluate(() => document.querySelectorAll(".book-row, .market, .trade").forEach((row) => (row.dataset.kept = "yes")));
-  const sequence = number(await text("vital-sequence"));
+  // Before the first paint there is none, and nothing is greater than that.
+  const sequence = number(await untilText("a sequence", "vital-sequence", (value) => number(value) > 0));
   await untilText("the market to move on", "vital-sequence", (now) => number(now) > sequence);
   assert.equal(await page.evaluate(() => document.querySelectorAll(".book-row:not([data-kept]), .market:not([data-kept]), .trade:not([data-kept])").length), 0);
 });
