@@ -3,10 +3,9 @@
 //!
 //! Prints a table: fault → lost, doubled, out of order, longest pause at a client, bytes fetched again by edges,
 //! duplicates that edges dropped. Times are told and not judged. `TICKMESH_CHAOS=long` for the long form at
-//! 5,000 events per second, which asks for optimized peers,
-//! `TICKMESH_CHAOS_KILLS=N` and `TICKMESH_CHAOS_RATE=N` for other numbers of kills and of events per second, `TICKMESH_CHAOS_ONLY=words` for the faults with these words in
-//! their name, `TICKMESH_TEST_BIN` for another binary than cargo's, such as a release build. The peers' logs are kept if
-//! something was wrong.
+//! 5,000 events per second, which asks for `--release`; `TICKMESH_CHAOS_KILLS=N` and `TICKMESH_CHAOS_RATE=N` for other
+//! numbers of kills and of events per second, `TICKMESH_CHAOS_ONLY=words` for the faults with these words in their name,
+//! `TICKMESH_TEST_BIN` for another binary than cargo's. The peers' logs are kept if something was wrong.
 
 #![allow(
     clippy::unwrap_used,
