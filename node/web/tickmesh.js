@@ -65,8 +65,14 @@ const STREAMS_PER_REQUEST = 1024;
 // Pings without an answer that are remembered.
 const PINGS_IN_FLIGHT = 8;
 
+// What the edge is asked to speak; a token goes beside it, as browsers can put it nowhere else but into the address.
+const SUBPROTOCOL = "tickmesh.v1";
+
+// The edge closes with this when credentials have expired or were taken back. With a new token one more attempt is made.
+const CREDENTIALS_CLOSE_CODE = 4401;
+
 // Close codes after which coming back without a change is useless: protocol, text that is not UTF-8, policy, too big, credentials.
-const FINAL_CLOSE_CODES = new Set([1002, 1007, 1008, 1009, 4401]);
+const FINAL_CLOSE_CODES = new Set([1002, 1007, 1008, 1009, CREDENTIALS_CLOSE_CODE]);
 
 // Close code of an edge that drains, and of one that has too many clients or requests.
 const DRAIN_CLOSE_CODE = 1001;
@@ -118,6 +124,10 @@ export class TickmeshClient {
   #heardAt = 0;
   #onlineAt = 0;
   #failures = 0;
+  /** The attempt that waits for its token. */
+  #opening = null;
+  /** Tokens refused since one was accepted for a while. */
+  #refusals = 0;
   /** @type {State} */
   #state;
 
@@ -137,7 +147,9 @@ export class TickmeshClient {
    * @param {(error: { code: string, message: string }) => void} [options.onError] `error` messages of the edge
    * @param {typeof WebSocket} [options.WebSocket]
    * @param {() => number} [options.random] in [0, 1)
-   * @param {string[]} [options.protocols] subprotocols, such as ["tickmesh.v1", "bearer.TOKEN"]
+   * @param {() => string | Promise<string>} [options.token] gives the token to sign in with; asked at each connection, and
+   *   again before one expires
+   * @param {string[]} [options.protocols] subprotocols, if no token is given
    */
   constructor(options) {
     if (!options.urls?.length) throw new TypeError("urls must name at least one edge");
@@ -217,9 +229,26 @@ export class TickmeshClient {
     const url = this.#urls[this.#urlIndex];
     this.#onlineAt = 0;
     this.#setState({ phase: "connecting", url, attempt, draining: false, retryAt: undefined, welcome: undefined });
+    if (!this.#options.token) {
+      this.#dial(url, this.#options.protocols ?? []);
+      return;
+    }
+    const opening = (this.#opening = {});
+    this.#token().then(
+      (token) => this.#opening === opening && this.#dial(url, [SUBPROTOCOL, `bearer.${token}`]),
+      (error) => this.#opening === opening && this.#again(`no token: ${error.message}`),
+    );
+  }
+
+  async #token() {
+    return this.#options.token();
+  }
+
+  #dial(url, protocols) {
+    this.#opening = null;
     let socket;
     try {
-      socket = new this.#options.WebSocket(url, this.#options.protocols ?? []);
+      socket = new this.#options.WebSocket(url, protocols);
     } catch (error) {
       this.#again(`no connection: ${error.message}`);
       return;
@@ -239,8 +268,10 @@ export class TickmeshClient {
 
   #closed({ code, reason }) {
     const words = reason || (code === 1006 ? "connection lost" : `closed with ${code}`);
+    if (this.#onlineAt && Date.now() - this.#onlineAt > STABLE_AFTER_MS) this.#refusals = 0;
     this.#drop(words);
-    if (FINAL_CLOSE_CODES.has(code)) {
+    const renewable = code === CREDENTIALS_CLOSE_CODE && this.#options.token && this.#refusals++ === 0;
+    if (FINAL_CLOSE_CODES.has(code) && !renewable) {
       this.#setState({ phase: "closed", reason: words, welcome: undefined });
     } else {
       this.#again(words, code);
@@ -252,6 +283,7 @@ export class TickmeshClient {
     for (const name of Object.keys(this.#timers)) this.#clearTimer(name);
     const socket = this.#socket;
     this.#socket = null;
+    this.#opening = null;
     this.#pings.clear();
     for (const stream of this.#streams.values()) stream.status = "wanted";
     if (socket && socket.readyState <= 1) socket.close(1000, reason);
@@ -308,6 +340,8 @@ export class TickmeshClient {
         return this.#pong(message.id);
       case "reset":
         return this.#reset(message);
+      case "warning":
+        return this.#warned(message);
       case "draining":
         return this.#draining(message.reconnectAfter);
       case "error":
@@ -365,6 +399,17 @@ export class TickmeshClient {
     stream.replayUntil = -1;
     stream.epoch = epoch;
     this.#tell(stream, { kind: "reset", after, before: null });
+  }
+
+  /** Shows a new token before the one in use expires. */
+  #warned({ code }) {
+    if (code !== "token_expired" || !this.#options.token) return;
+    const socket = this.#socket;
+    this.#token().then(
+      (token) => this.#socket === socket && this.#send({ action: "authenticate", id: this.#nextId++, token }),
+      // The connection will be closed, and the next one asks again.
+      () => undefined,
+    );
   }
 
   #draining(reconnectAfter) {

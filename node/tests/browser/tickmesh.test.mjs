@@ -10,8 +10,9 @@ class FakeSocket {
   readyState = 0;
   sent = [];
 
-  constructor(url) {
+  constructor(url, protocols) {
     this.url = url;
+    this.protocols = protocols;
     FakeSocket.all.push(this);
   }
 
@@ -398,6 +399,55 @@ test("close() ends it for good, until connect()", () => {
   client.connect();
   last().welcome();
   assert.deepEqual(last().asked("subscribe")[0].streams, ["trades.a"]);
+});
+
+const settled = () => new Promise((resolve) => setImmediate(resolve));
+
+test("a token goes into the handshake, and a new one follows the warning", async () => {
+  let count = 0;
+  const { client } = start(["orders.alice"], { token: async () => `t${(count += 1)}` });
+  assert.equal(client.state.phase, "connecting");
+  await settled();
+  assert.deepEqual(last().protocols, ["tickmesh.v1", "bearer.t1"]);
+  last().welcome();
+  last().say({ event: "warning", code: "token_expired", message: "soon", expiresAt: 1 });
+  await settled();
+  assert.deepEqual(last().asked("authenticate").map(({ token }) => token), ["t2"]);
+  last().lose();
+  mock.timers.tick(1000);
+  await settled();
+  assert.deepEqual(last().protocols, ["tickmesh.v1", "bearer.t3"], "asked for at each connection");
+});
+
+test("expired or revoked: one more attempt with a new token, then no more", async () => {
+  const { client } = start(["orders.alice"], { token: () => "t" });
+  await settled();
+  last().welcome();
+  mock.timers.tick(6000);
+  for (const phase of ["waiting", "closed"]) {
+    last().lose(4401, "revoked");
+    assert.equal(client.state.phase, phase);
+    mock.timers.tick(1000);
+    await settled();
+    if (phase === "waiting") last().welcome();
+  }
+});
+
+test("no token to be had: the next attempt; and none after close()", async () => {
+  let fails = true;
+  const token = async () => {
+    if (fails) throw new Error("signed out");
+    return "t";
+  };
+  const { client } = start(["orders.alice"], { token });
+  await settled();
+  assert.equal(client.state.phase, "waiting");
+  assert.match(client.state.reason, /signed out/);
+  fails = false;
+  mock.timers.tick(1000);
+  client.close();
+  await settled();
+  assert.equal(FakeSocket.all.length, 0);
 });
 
 test("no edge at all is refused", () => {
