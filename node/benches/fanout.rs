@@ -273,6 +273,7 @@ impl EdgeUnderTest {
             node: NodeInfo { name: "bench".into(), region: "local".into() },
             upstream: Arc::new(QuietMesh),
             batches: from_mesh,
+            authenticator: Arc::default(),
             pages: axum::Router::new(),
             lifecycle: LifecycleEvents::new(&registry),
             registry,

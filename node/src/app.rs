@@ -16,13 +16,14 @@ use axum::Router;
 use futures_util::future::BoxFuture;
 use libp2p::Multiaddr;
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::{
     connect::MeshUpstream,
     ingest_stage::{IngestStage, Shared},
 };
 use crate::{
+    auth::Authenticator,
     config::Config,
     edge,
     ingest::DeadLetters,
@@ -62,6 +63,8 @@ struct Stages {
     edge: Option<Stage>,
     mesh: Option<Stage>,
     ops: Option<Stage>,
+    /// What the authenticator fetches and reads again ends with it.
+    auth: Option<DropGuard>,
 }
 
 struct Stage {
@@ -156,11 +159,16 @@ impl Bound {
         .context("cannot start the mesh (mesh.listen)")?;
         stages.mesh = Some(Stage { stop: mesh_stop, task });
 
+        let auth_stop = CancellationToken::new();
+        let authenticator =
+            Authenticator::open(&config.auth, &registry, auth_stop.clone()).context("cannot start [auth]")?;
+        stages.auth = Some(auth_stop.drop_guard());
         if let Some(edge) = edge {
             let parts = edge::Parts {
                 node: edge::NodeInfo { name: config.name.clone(), region: config.region.clone() },
                 upstream: Arc::new(MeshUpstream(mesh.clone())),
                 batches,
+                authenticator,
                 pages: pages.merge(ops::http::health_router(health.clone())),
                 registry: registry.clone(),
                 lifecycle: lifecycle.clone(),
@@ -209,7 +217,7 @@ fn serve_ops(
 impl Running {
     /// Ends the stages one after the other, in the direction of the data, so that what was read is still delivered.
     pub async fn drain(self) {
-        let Stages { sources, ingest, edge, mesh, ops } = self.stages;
+        let Stages { sources, ingest, edge, mesh, ops, auth: _auth } = self.stages;
         for source in &sources {
             source.stop.cancel();
         }

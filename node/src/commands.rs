@@ -7,6 +7,7 @@ pub mod demo;
 pub mod keys;
 pub mod mesh;
 pub mod run;
+pub mod token;
 
 use std::process::ExitCode;
 

@@ -14,7 +14,7 @@ use std::{
 use toml::Table;
 
 pub use self::reader::{Fault, Faults, Section, Size, Span};
-use crate::{edge, ingest, mesh, ops, source, transform::RouteConfig};
+use crate::{auth, edge, ingest, mesh, ops, source, transform::RouteConfig};
 
 /// Channels that are private unless the configuration lists others.
 pub fn default_private() -> HashSet<String> {
@@ -29,6 +29,7 @@ pub struct Config {
     /// Channels whose streams belong to one user each.
     pub private: Arc<HashSet<String>>,
     pub mesh: mesh::Config,
+    pub auth: auth::Config,
     /// With the edge role.
     pub edge: Option<edge::Config>,
     /// With the ingest role.
@@ -145,11 +146,19 @@ impl Config {
             *file = folder.join(&*file);
         }
         let ops = read_section(&mut root, "ops", ops::Config::read);
+        let auth = read_section(&mut root, "auth", |section| auth::Config::read(section, folder));
+        let private = Arc::new(private);
         let edge = roles
             .contains("edge")
-            .then(|| edge::Config {
-                private_channels: private.iter().cloned().collect(),
-                ..read_section(&mut root, "edge", edge::Config::read)
+            .then(|| {
+                let mut edge = read_section(&mut root, "edge", edge::Config::read);
+                edge.permissions.private = Arc::clone(&private);
+                edge.permissions.roles = auth.roles.clone();
+                if auth.admits() {
+                    // Where clients can sign in, those who do not have only what is listed for them.
+                    edge.permissions.anonymous.get_or_insert_default();
+                }
+                edge
             })
             .or_else(|| unused(&mut root, "edge", "edge"));
         // Peers that are tried out in one folder must not share it.
@@ -162,7 +171,7 @@ impl Config {
                 None
             });
         root.finish();
-        Some(Self { name: name?, region: region?, private: Arc::new(private), mesh, edge, ingest, ops })
+        Some(Self { name: name?, region: region?, private, mesh, auth, edge, ingest, ops })
     }
 }
 

@@ -37,7 +37,6 @@ mod shard;
 mod subscriptions;
 
 use std::{
-    cell::RefCell,
     fmt, io,
     net::{SocketAddr, TcpListener},
     rc::Rc,
@@ -60,18 +59,17 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-pub use self::{
-    config::{Config, InvalidPattern, PRIVATE_CHANNELS, Pattern},
-    hub::Servers,
-    outbox::Bounds,
-};
+pub use self::{config::Config, hub::Servers, outbox::Bounds};
 use self::{
     hub::{Hub, HubParts},
     metrics::EdgeMetrics,
     queue::{FeedRoom, ShardQueue, ToHub},
     shard::{Shard, ShardParts},
 };
-use crate::ops::{lifecycle::LifecycleEvents, metrics::Registry};
+use crate::{
+    auth::Authenticator,
+    ops::{lifecycle::LifecycleEvents, metrics::Registry},
+};
 
 /// Most bytes of frames that wait for one shard: what half a second brings at 100,000 events/s of 600 bytes. A shard
 /// that is further behind serves nobody any more.
@@ -155,6 +153,7 @@ pub struct Parts {
     pub upstream: Arc<dyn Upstream>,
     /// Valid batches; each holds events of one topic.
     pub batches: mpsc::Receiver<Arc<SignedBatch>>,
+    pub authenticator: Arc<Authenticator>,
     /// Served beside `/ws`.
     pub pages: Router,
     pub registry: Registry,
@@ -199,7 +198,7 @@ impl Bound {
     /// # Errors
     /// If it had to end before `stop`; everything has ended then, too.
     pub async fn run(self, parts: Parts, stop: CancellationToken) -> Result<(), RunError> {
-        let Parts { node, upstream, batches, pages, registry, lifecycle } = parts;
+        let Parts { node, upstream, batches, authenticator, pages, registry, lifecycle } = parts;
         let metrics = EdgeMetrics::new(&registry);
         // Ends everything as well when one part fails, or when this future is dropped.
         let stop = stop.child_token();
@@ -216,6 +215,7 @@ impl Bound {
                 index,
                 config: Arc::clone(&config),
                 node: node.clone(),
+                authenticator: authenticator.clone(),
                 metrics: metrics.clone(),
                 lifecycle: lifecycle.clone(),
                 hub: requests.clone(),
@@ -257,6 +257,7 @@ struct Spawn {
     index: usize,
     config: Arc<Config>,
     node: NodeInfo,
+    authenticator: Arc<Authenticator>,
     metrics: EdgeMetrics,
     lifecycle: LifecycleEvents,
     hub: mpsc::Sender<ToHub>,
@@ -290,16 +291,16 @@ impl Spawn {
             Ok(listener) => listener,
             Err(error) => return tracing::error!(%error, shard = self.index, "a shard cannot listen"),
         };
-        let shard = Shard::new(ShardParts {
+        let shard = Shard::shared(ShardParts {
             index: self.index,
             config: self.config,
             node: self.node,
+            authenticator: self.authenticator,
             metrics: self.metrics,
             lifecycle: self.lifecycle,
             hub: self.hub,
             queue: Arc::clone(&self.queue),
         });
-        let shard = Rc::new(RefCell::new(shard));
         let accepting = tokio::task::spawn_local(http::accept(
             Rc::clone(&shard),
             listener,

@@ -2,6 +2,7 @@
 //! peers push it to clients. ARCHITECTURE.md has the map; [`app`] is the only place that wires the parts together.
 
 pub mod app;
+pub mod auth;
 pub mod config;
 pub mod edge;
 pub mod ingest;

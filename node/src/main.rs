@@ -25,6 +25,8 @@ enum Command {
     Check(commands::check::Check),
     /// Make the keys of a peer and of the network, or show a peer's id
     Keys(commands::keys::Keys),
+    /// Make a token for a client
+    Token(commands::token::Token),
     /// Show how a running peer sees the mesh: who leads what, heads, lags
     Mesh(commands::mesh::Mesh),
     /// Follow streams from the command line
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
         Command::Run(run) => run.run(),
         Command::Check(check) => check.run(),
         Command::Keys(keys) => keys.run(),
+        Command::Token(token) => token.run(),
         Command::Mesh(mesh) => mesh.run(),
         Command::Client(client) => client.run(),
     };

@@ -67,3 +67,51 @@ fn a_peer_without_the_networks_key_says_how_to_make_one() {
     assert!(!output.status.success());
     assert!(String::from_utf8(output.stderr).unwrap().contains("tickmesh keys --network"));
 }
+
+#[test]
+fn an_api_key_is_made_with_its_entry_and_accepted_by_check() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = tickmesh(folder.path(), &["keys", "--api-key", "bot-7", "--user", "Alice"]);
+    assert!(made.status.success());
+    let key = String::from_utf8(made.stdout).unwrap();
+    assert!(key.starts_with("tk_") && key.trim().len() > 64, "{key}");
+    let said = String::from_utf8(made.stderr).unwrap();
+    assert!(!said.contains(key.trim()), "the key itself goes to standard output alone");
+    let entry = &said[said.find("[[key]]").unwrap()..];
+    let entry: toml::Table = entry.parse().unwrap();
+    assert_eq!(entry["key"][0]["user"].as_str(), Some("Alice"));
+    assert_eq!(entry["key"][0]["hash"].as_str(), Some(&*tickmesh::auth::hash_of(key.trim())));
+    assert_eq!(tickmesh(folder.path(), &["keys", "--api-key", "bot-7"]).status.code(), Some(2));
+}
+
+#[test]
+fn a_token_says_what_it_was_told() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("secret"), "a secret of thirty-two bytes or so\n").unwrap();
+    let arguments = [
+        "token",
+        "--sub",
+        "Alice",
+        "--roles",
+        "trader,viewer",
+        "--pairs",
+        "btc_*",
+        "--audience",
+        "tickmesh",
+        "--secret-file",
+        "secret",
+        "--ttl",
+        "10m",
+    ];
+    let made = tickmesh(folder.path(), &arguments);
+    assert!(made.status.success(), "{made:?}");
+    let token = String::from_utf8(made.stdout).unwrap();
+    let mut validation = jsonwebtoken::Validation::new(jsonwebtoken::Algorithm::HS256);
+    validation.set_audience(&["tickmesh"]);
+    let key = jsonwebtoken::DecodingKey::from_secret(b"a secret of thirty-two bytes or so");
+    let claims = jsonwebtoken::decode::<serde_json::Value>(token.trim(), &key, &validation).unwrap().claims;
+    assert_eq!(claims["sub"], "Alice");
+    assert_eq!(claims["roles"], serde_json::json!(["trader", "viewer"]));
+    assert_eq!(claims["pairs"], serde_json::json!(["btc_*"]));
+    assert_eq!(claims["exp"].as_u64().unwrap() - claims["iat"].as_u64().unwrap(), 600);
+}

@@ -1,6 +1,9 @@
 //! The edge with real sockets and clients of another implementation; only the mesh is played.
 
 #[cfg(test)]
+#[path = "edge/auth.rs"]
+mod auth;
+#[cfg(test)]
 #[path = "edge/overload.rs"]
 mod overload;
 #[cfg(test)]
@@ -18,7 +21,10 @@ use std::{collections::BTreeMap, time::Duration};
 use futures_util::{SinkExt, StreamExt};
 use serde_json::json;
 use support::{Client, Edge, PATIENCE, config, metric, position, wait_until, wait_until_async, within};
-use tickmesh::edge::{self, Bounds, Config};
+use tickmesh::{
+    auth::Permissions,
+    edge::{self, Bounds, Config},
+};
 use tickmesh_protocol::head::Head;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -492,7 +498,11 @@ async fn http_is_served_beside_and_bad_handshakes_refused() {
 
 #[tokio::test]
 async fn an_edge_for_nobody_refuses_the_handshake() {
-    let edge = Edge::start(Config { anonymous: Some(Vec::new()), ..config() }).await;
+    let edge = Edge::start(Config {
+        permissions: Permissions { anonymous: Some(Vec::new()), ..config().permissions },
+        ..config()
+    })
+    .await;
     let stream = TcpStream::connect(edge.address).await.unwrap();
     let error = client_async(edge.url(), stream).await.unwrap_err().to_string();
     assert!(error.contains("401"), "{error}");

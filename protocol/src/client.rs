@@ -10,7 +10,9 @@ mod request;
 mod server;
 
 pub use codes::{CloseCode, ErrorCode};
-pub use request::{ClientMessage, MAX_CLIENT_FRAME_BYTES, MAX_STREAMS_PER_REQUEST, ProtocolError, RequestId};
+pub use request::{
+    ClientMessage, MAX_CLIENT_FRAME_BYTES, MAX_STREAMS_PER_REQUEST, ProtocolError, RequestId, Token,
+};
 pub use server::{
     ControlMessage, DataMessage, InvalidServerMessage, Limits, Rejection, ServerMessage, write_data_message,
 };

@@ -21,6 +21,7 @@
 //! | [`takeover`] | what an ingest peer publishes, and when |
 //! | [`checkpoint`] | [`checkpoint::State`], what an ingest peer goes on from |
 //! | [`time`] | [`Moment`], time as the state machines see it |
+//! | [`user`] | [`UserId`], whose the private streams are |
 
 pub mod batch;
 pub mod checkpoint;
@@ -40,6 +41,7 @@ pub mod stream;
 pub mod takeover;
 pub mod time;
 pub mod topic;
+pub mod user;
 
 pub use batch::{Batch, PublisherKey, SignedBatch, SigningKey};
 pub use event::Event;
@@ -47,3 +49,4 @@ pub use position::{Epoch, Position, Previous, Sequence};
 pub use stream::StreamName;
 pub use time::Moment;
 pub use topic::Topic;
+pub use user::UserId;

@@ -10,7 +10,8 @@ use tickmesh_protocol::{
     Epoch, Position, Previous, Sequence, StreamName,
     client::{
         ClientMessage, CloseCode, ControlMessage, DataMessage, ErrorCode, Limits, MAX_CLIENT_FRAME_BYTES,
-        MAX_STREAMS_PER_REQUEST, ProtocolError, Rejection, RequestId, ServerMessage, write_data_message,
+        MAX_STREAMS_PER_REQUEST, ProtocolError, Rejection, RequestId, ServerMessage, Token,
+        write_data_message,
     },
     position::MAX_SEQUENCE,
 };
@@ -49,6 +50,10 @@ fn requests_are_these_texts() {
         ),
         (r#"{"action":"streams","id":3}"#, ClientMessage::Streams { id: id(3) }),
         (r#"{"action":"ping"}"#, ClientMessage::Ping { id: None }),
+        (
+            r#"{"action":"authenticate","id":5,"token":"a.b.c"}"#,
+            ClientMessage::Authenticate { id: id(5), token: Token("a.b.c".into()) },
+        ),
     ];
     for (text, message) in cases {
         assert_eq!(ClientMessage::parse(text).as_ref(), Ok(&message), "{text}");
@@ -128,10 +133,24 @@ fn bad_requests_are_answered_with_what_to_mend() {
 }
 
 #[test]
+fn a_token_is_not_repeated_in_an_answer_or_a_log() {
+    for text in [r#"{"action":"authenticate","token":["secret"]}"#, r#"{"action":"authenticate"}"#] {
+        let error = refused(text);
+        assert_eq!(error.code, ErrorCode::BadRequest);
+        assert!(!error.message.contains("secret"), "{}", error.message);
+    }
+    let message = ClientMessage::parse(r#"{"action":"authenticate","token":"secret"}"#).unwrap();
+    assert!(!format!("{message:?}").contains("secret"), "{message:?}");
+}
+
+#[test]
 fn an_unknown_action_is_named_shortly_and_keeps_its_id() {
     let error = refused(r#"{"action":"Subscribe","id":"x"}"#);
     assert_eq!(error.code, ErrorCode::UnknownAction);
-    assert_eq!(error.message, r#"no action "Subscribe"; known: subscribe, unsubscribe, streams, ping"#);
+    assert_eq!(
+        error.message,
+        r#"no action "Subscribe"; known: subscribe, unsubscribe, streams, authenticate, ping"#
+    );
     assert_eq!(serde_json::to_value(&error.id).unwrap(), json!("x"));
     let long = refused(&format!(r#"{{"action":"{}"}}"#, "é".repeat(10_000)));
     assert!(long.message.len() < 200, "{}", long.message);
@@ -222,6 +241,22 @@ fn control_frames() -> Vec<(&'static str, ControlMessage)> {
         (
             r#"{"event":"error","id":9,"code":"bad_request","message":"words"}"#,
             ControlMessage::Error { id: id(9), code: ErrorCode::BadRequest, message: "words".into() },
+        ),
+        (
+            r#"{"event":"authenticated","id":5,"user":"alice","expiresAt":1800000000000}"#,
+            ControlMessage::Authenticated {
+                id: id(5),
+                user: "alice".into(),
+                expires_at: Some(1_800_000_000_000),
+            },
+        ),
+        (
+            r#"{"event":"warning","code":"token_expired","message":"soon","expiresAt":1800000000000}"#,
+            ControlMessage::Warning {
+                code: ErrorCode::TokenExpired,
+                message: "soon".into(),
+                expires_at: 1_800_000_000_000,
+            },
         ),
         (r#"{"event":"draining","reconnectAfter":250}"#, ControlMessage::Draining { reconnect_after: 250 }),
     ]

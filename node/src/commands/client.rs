@@ -14,7 +14,8 @@ use self::{follow::Follower, output::Output};
 #[command(after_help = "Examples:\n  \
     tickmesh client --subscribe trades.btc_usdt ticker.btc_usdt\n  \
     tickmesh client --url ws://127.0.0.1:8080/ws --url ws://127.0.0.1:8081/ws --subscribe trades.btc_usdt --latency\n  \
-    tickmesh client --subscribe depth.eth_usdt --format json --count 100\n\n\
+    tickmesh client --subscribe depth.eth_usdt --format json --count 100\n  \
+    TICKMESH_TOKEN=$(tickmesh token --sub alice) tickmesh client --subscribe trades.btc_usdt\n\n\
     With several --url the next one is tried when a connection is lost. Events go to standard output, everything else\n\
     to standard error. Exit code: 0, or 1 if an event was missed, doubled or out of order.")]
 pub struct Client {
@@ -24,6 +25,12 @@ pub struct Client {
     /// Streams to follow
     #[arg(long, value_name = "STREAM", num_args = 1.., required = true)]
     subscribe: Vec<String>,
+    /// Token to sign in with; better given as TICKMESH_TOKEN, which other users of the machine do not see
+    #[arg(long, env = "TICKMESH_TOKEN", hide_env_values = true, conflicts_with = "api_key")]
+    token: Option<String>,
+    /// API key to sign in with
+    #[arg(long, env = "TICKMESH_API_KEY", hide_env_values = true)]
+    api_key: Option<String>,
     /// How events are printed
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
@@ -52,7 +59,12 @@ impl Client {
             );
         }
         let output = Output::new(self.format, self.latency);
-        let follower = Follower::new(self.url, self.subscribe, self.count, output);
+        let credential = match (self.token, self.api_key) {
+            (Some(token), _) => Some(("authorization", format!("Bearer {token}"))),
+            (None, Some(key)) => Some(("x-api-key", key)),
+            (None, None) => None,
+        };
+        let follower = Follower::new(self.url, self.subscribe, credential, self.count, output)?;
         tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(follower.run())
     }
 }

@@ -12,6 +12,7 @@ use anyhow::Context;
 use futures_util::future::join_all;
 use tickmesh::{
     app::{self, Bound, Running},
+    auth::{self, JwtConfig},
     config::{Config, IngestRole, SourceRole},
     edge, ingest,
     mesh::{self, Identity, NetworkKey},
@@ -20,6 +21,8 @@ use tickmesh::{
     source::{self, embedded::Setting},
 };
 use tickmesh_protocol::PublisherKey;
+
+use super::token::DEMO_SECRET;
 
 /// Show it all at work: three regions, two ingest peers, a market, a page.
 #[derive(clap::Args)]
@@ -118,6 +121,10 @@ impl Demo {
     ) -> anyhow::Result<Bound> {
         let edges_before = PEERS[..index].iter().filter(|peer| peer.edge).count();
         let port = if self.port == 0 { 0 } else { self.port + u16::try_from(edges_before)? };
+        let auth = auth::Config {
+            jwt: Some(JwtConfig::with_secret(DEMO_SECRET.as_bytes())),
+            ..auth::Config::default()
+        };
         let config = Config {
             name: peer.name.into(),
             region: peer.region.into(),
@@ -129,6 +136,7 @@ impl Demo {
                 network_key_file: PathBuf::new(),
                 ..mesh::Config::default()
             },
+            auth,
             edge: peer.edge.then(|| edge::Config {
                 listen: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
                 shards: 1,

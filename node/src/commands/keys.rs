@@ -3,14 +3,19 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::ensure;
-use tickmesh::mesh::{Identity, NetworkKey};
+use tickmesh::{
+    auth::{self, ApiKey, hash_of},
+    mesh::{Identity, NetworkKey},
+};
+use tickmesh_protocol::UserId;
 
 /// Make the keys of a peer and of the network, or show a peer's id.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  tickmesh keys --node eu-1.key            make a peer's key, print its id for mesh.publishers\n  \
                         tickmesh keys --network network.psk      make the key that every peer of the network has\n  \
-                        tickmesh keys --show eu-1.key            print the id of a peer's key\n\n\
+                        tickmesh keys --show eu-1.key            print the id of a peer's key\n  \
+                        tickmesh keys --api-key bot-7 --user alice   print an API key and its entry for auth.api_keys.file\n\n\
                         Files that exist are never overwritten."
 )]
 #[group(required = true, multiple = true)]
@@ -24,6 +29,12 @@ pub struct Keys {
     /// Print the peer id of the key in this file
     #[arg(long, value_name = "FILE")]
     show: Option<PathBuf>,
+    /// Make an API key with this name
+    #[arg(long, value_name = "ID", requires = "user")]
+    api_key: Option<String>,
+    /// Whose API key it is
+    #[arg(long, value_name = "USER", requires = "api_key")]
+    user: Option<String>,
 }
 
 impl Keys {
@@ -49,6 +60,14 @@ impl Keys {
                 "made {}: keep it secret, the same on every peer (mesh.network_key_file)",
                 file.display()
             );
+        }
+        if let (Some(id), Some(user)) = (self.api_key, self.user) {
+            UserId::new(&user)?;
+            let key = auth::new_api_key();
+            println!("{key}");
+            eprintln!("the key above is for the client alone; this goes into auth.api_keys.file:\n");
+            let entry = ApiKey { id, hash: hash_of(&key), user, roles: Vec::new(), pairs: None };
+            eprintln!("[[key]]\n{}", toml::to_string(&entry)?);
         }
         if let Some(file) = self.show {
             println!("{}", Identity::load(&file)?.peer_id());

@@ -2,18 +2,16 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    str::FromStr,
+    sync::Arc,
     thread,
     time::Duration,
 };
 
-use tickmesh_protocol::StreamName;
-
 use super::outbox::Bounds;
-use crate::config::{Section, Size, Span};
-
-/// Channels whose streams belong to one user each, unless the configuration lists others.
-pub const PRIVATE_CHANNELS: [&str; 4] = ["orders", "balances", "positions", "account"];
+use crate::{
+    auth::Permissions,
+    config::{Section, Size, Span, default_private},
+};
 
 /// Smallest queue, in bytes, that does not call every client slow: a `subscribed` for a hundred streams fits.
 const MIN_QUEUE_BYTES: usize = 16 * 1024;
@@ -47,10 +45,10 @@ pub struct Config {
     pub leave_after: Duration,
     /// How long a client waits for `subscribed`.
     pub join_timeout: Duration,
-    /// Streams for clients without credentials; without a list, everything that is not private.
-    pub anonymous: Option<Vec<Pattern>>,
-    /// Channels whose streams belong to one user each.
-    pub private_channels: Vec<String>,
+    /// How long before a token expires its client is warned.
+    pub token_warning: Duration,
+    /// Who may have which stream. Of the section itself only `anonymous`: streams for clients without credentials.
+    pub permissions: Permissions,
 }
 
 impl Default for Config {
@@ -69,8 +67,8 @@ impl Default for Config {
             heartbeat: Duration::from_secs(5),
             leave_after: Duration::from_secs(30),
             join_timeout: Duration::from_secs(2),
-            anonymous: None,
-            private_channels: PRIVATE_CHANNELS.map(String::from).to_vec(),
+            token_warning: Duration::from_secs(60),
+            permissions: Permissions { private: Arc::new(default_private()), ..Permissions::default() },
         }
     }
 }
@@ -101,26 +99,13 @@ impl Config {
             heartbeat: span(section, "heartbeat", default.heartbeat),
             leave_after: span(section, "leave_after", default.leave_after),
             join_timeout: span(section, "join_timeout", default.join_timeout),
-            anonymous: section.parsed_list("anonymous"),
-            private_channels: default.private_channels,
+            token_warning: span(section, "token_warning", default.token_warning),
+            permissions: Permissions { anonymous: section.parsed_list("anonymous"), ..default.permissions },
         };
         if config.idle_timeout <= config.ping_interval {
             section.fault("idle_timeout", "must be longer than ping_interval, or no pong can come in time");
         }
         config
-    }
-
-    pub fn is_private(&self, stream: &StreamName) -> bool {
-        self.private_channels.iter().any(|channel| channel == stream.channel())
-    }
-
-    /// Whether a client without credentials may have this stream.
-    pub fn anonymous_may(&self, stream: &StreamName) -> bool {
-        !self.is_private(stream)
-            && self
-                .anonymous
-                .as_ref()
-                .is_none_or(|patterns| patterns.iter().any(|pattern| pattern.matches(stream)))
     }
 }
 
@@ -143,47 +128,6 @@ fn at_least(section: &mut Section, key: &'static str, default: usize, min: usize
         max => section.fault(key, format!("must be {min} to {max}, not {number}")),
     }
     default
-}
-
-/// Which streams: a name in which `*` stands for any characters, as in `trades.*`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pattern(String);
-
-/// A text that can match no stream.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a pattern is a stream name in which * stands for any characters, as in trades.*")]
-pub struct InvalidPattern;
-
-impl FromStr for Pattern {
-    type Err = InvalidPattern;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let known = |c: char| matches!(c, 'a'..='z' | '0'..='9' | '_' | '-' | '.' | '@' | '*');
-        if text.is_empty() || !text.chars().all(known) {
-            return Err(InvalidPattern);
-        }
-        Ok(Self(text.to_owned()))
-    }
-}
-
-impl Pattern {
-    pub fn matches(&self, stream: &StreamName) -> bool {
-        let mut parts = self.0.split('*');
-        let first = parts.next().unwrap_or_default();
-        let Some(mut rest) = stream.as_str().strip_prefix(first) else {
-            return false;
-        };
-        let Some(last) = parts.next_back() else {
-            return rest.is_empty();
-        };
-        for part in parts {
-            match rest.find(part) {
-                Some(at) => rest = &rest[at + part.len()..],
-                None => return false,
-            }
-        }
-        rest.ends_with(last)
-    }
 }
 
 #[cfg(test)]
@@ -217,6 +161,7 @@ mod tests {
             heartbeat = "500ms"
             leave_after = "6s"
             join_timeout = "7s"
+            token_warning = "8s"
             anonymous = ["trades.*", "ticker.global"]
             "#,
         );
@@ -234,9 +179,10 @@ mod tests {
             config.heartbeat,
             config.leave_after,
             config.join_timeout,
+            config.token_warning,
         ];
-        assert_eq!(seconds.map(|span| span.as_secs_f64()), [1.0, 2.0, 3.0, 4.0, 0.5, 6.0, 7.0]);
-        let may = |name: &str| config.anonymous_may(&name.parse().unwrap());
+        assert_eq!(seconds.map(|span| span.as_secs_f64()), [1.0, 2.0, 3.0, 4.0, 0.5, 6.0, 7.0, 8.0]);
+        let may = |name: &str| config.permissions.decide(None, &name.parse().unwrap()).is_ok();
         assert!(may("trades.btc_usdt") && may("ticker.global") && !may("ticker.btc_usdt"));
     }
 
@@ -265,29 +211,5 @@ mod tests {
             "idle_timeout",
         ];
         assert_eq!(keys, expected, "{faults:?}");
-    }
-
-    #[test]
-    fn private_streams_are_never_for_everybody() {
-        let may = |config: &Config, name: &str| config.anonymous_may(&name.parse().unwrap());
-        let mut config = Config::default();
-        assert!(may(&config, "trades.btc_usdt") && !may(&config, "orders.alice"));
-        config.anonymous = Some(vec!["*".parse().unwrap()]);
-        assert!(may(&config, "trades.btc_usdt") && !may(&config, "orders.alice"));
-        config.anonymous = Some(Vec::new());
-        assert!(!may(&config, "trades.btc_usdt"));
-    }
-
-    #[test]
-    fn patterns_match_like_globs() {
-        let matches =
-            |pattern: &str, name: &str| pattern.parse::<Pattern>().unwrap().matches(&name.parse().unwrap());
-        assert!(matches("depth.*@100ms", "depth.eth_usdt@100ms"));
-        assert!(matches("*.btc_*", "trades.btc_usdt"));
-        assert!(matches("trades.btc_usdt", "trades.btc_usdt"));
-        assert!(matches("*a*b*", "xa.ybz"));
-        assert!(!matches("trades.btc", "trades.btc_usdt"));
-        assert!(!matches("depth.*@100ms", "depth.eth_usdt"));
-        assert!(!matches("a.b*b", "a.b"), "one b is not two");
     }
 }

@@ -5,12 +5,13 @@ use std::{
     collections::VecDeque,
     io,
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use bytes::Bytes;
-use tickmesh_protocol::client::{ClientMessage, CloseCode};
+use tickmesh_protocol::client::{ClientMessage, CloseCode, ControlMessage, ErrorCode};
 use tokio::{net::TcpStream, time::Instant};
 
 use super::{
@@ -19,6 +20,12 @@ use super::{
     outbox::{Bounds, Outbox, Pushed, Written},
     queue::ConnectionId,
 };
+use crate::{auth::Identity, ops::metrics::now_us};
+
+/// When an identity ends, in milliseconds since 1970 UTC.
+pub fn expires_ms(identity: &Identity) -> Option<u64> {
+    u64::try_from(identity.expires_at?.as_millis()).ok()
+}
 
 /// How long a client that is being closed may take to read the Close and to answer it.
 pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -101,12 +108,37 @@ pub struct Connection {
     /// The sending side of the socket is shut.
     half_closed: bool,
     waker: Option<Waker>,
+    /// Who the client is, if it has shown credentials.
+    pub identity: Option<Arc<Identity>>,
+    pub expiry: Option<Expiry>,
     _slot: Slot,
 }
 
+/// When the client's credentials end.
+#[derive(Clone, Copy, Debug)]
+pub struct Expiry {
+    pub at: Instant,
+    warned: bool,
+}
+
+impl Expiry {
+    fn of(identity: &Identity, now: Instant) -> Option<Self> {
+        let left = identity.expires_at?.saturating_sub(Duration::from_micros(now_us()));
+        Some(Self { at: now.checked_add(left)?, warned: false })
+    }
+}
+
 impl Connection {
-    pub fn new(id: ConnectionId, stream: TcpStream, slot: Slot, now: Instant) -> Self {
+    pub fn new(
+        id: ConnectionId,
+        stream: TcpStream,
+        slot: Slot,
+        identity: Option<Arc<Identity>>,
+        now: Instant,
+    ) -> Self {
         Self {
+            expiry: identity.as_ref().and_then(|identity| Expiry::of(identity, now)),
+            identity,
             id,
             stream,
             inbox: Inbox::default(),
@@ -126,6 +158,26 @@ impl Connection {
             waker: None,
             _slot: slot,
         }
+    }
+
+    /// The client has shown other credentials.
+    pub fn set_identity(&mut self, identity: Arc<Identity>, now: Instant) {
+        self.expiry = Expiry::of(&identity, now);
+        self.identity = Some(identity);
+    }
+
+    /// What the client is to be told before its credentials end; once.
+    pub fn warning_due(&mut self, now: Instant, before: Duration) -> Option<ControlMessage> {
+        let expiry = self.expiry.as_mut()?;
+        if expiry.warned || now + before < expiry.at {
+            return None;
+        }
+        expiry.warned = true;
+        Some(ControlMessage::Warning {
+            code: ErrorCode::TokenExpired,
+            message: "the token expires soon; send a new one with the action authenticate".into(),
+            expires_at: expires_ms(self.identity.as_ref()?)?,
+        })
     }
 
     pub fn is_open(&self) -> bool {

@@ -4,11 +4,12 @@
 //! bare socket and is not `Send`.
 
 use std::{
-    cell::Cell,
+    cell::RefCell,
     convert::Infallible,
     future::poll_fn,
     pin::{Pin, pin},
     rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
@@ -31,8 +32,12 @@ use tokio::{
 };
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use super::{connection::Slot, shard::SharedShard};
-use crate::{lifecycle, ops::lifecycle::Lifecycle};
+use super::{connection::Slot, requests::code_of, shard::SharedShard};
+use crate::{
+    auth::{Credential, Identity, Refusal},
+    lifecycle,
+    ops::lifecycle::Lifecycle,
+};
 
 /// Where clients connect.
 const PATH: &str = "/ws";
@@ -92,14 +97,17 @@ pub async fn accept(shard: SharedShard, listener: TcpListener, pages: Router, ma
 /// Serves HTTP until the connection ends or becomes a WebSocket.
 async fn serve(shard: SharedShard, stream: TcpStream, pages: Router, slot: Slot) {
     let handshake_timeout = shard.borrow().config.handshake_timeout;
-    let upgraded = Rc::new(Cell::new(false));
+    let admitted: Rc<RefCell<Option<Admitted>>> = Rc::default();
     let pages = TowerToHyperService::new(pages);
     let service =
         service_fn(|request: Request<Incoming>| -> LocalBoxFuture<'static, Result<_, Infallible>> {
             if request.uri().path() == PATH {
-                let response = answer(&shard, &request);
-                upgraded.set(response.status() == StatusCode::SWITCHING_PROTOCOLS);
-                return Box::pin(async { Ok(response) });
+                let (shard, admitted) = (Rc::clone(&shard), Rc::clone(&admitted));
+                return Box::pin(async move {
+                    let (response, admits) = answer(&shard, &request).await;
+                    *admitted.borrow_mut() = admits;
+                    Ok(response)
+                });
             }
             let response = pages.call(request);
             Box::pin(async move { Ok(response.await.unwrap_or_else(|never| match never {})) })
@@ -127,30 +135,55 @@ async fn serve(shard: SharedShard, stream: TcpStream, pages: Router, slot: Slot)
         return;
     }
     let parts = connection.into_parts();
-    if upgraded.get() {
+    if let Some(Admitted { identity }) = admitted.take() {
         let mut early = parts.read_buf.to_vec();
-        let id = shard.borrow_mut().open(parts.io.into_inner(), slot, &mut early);
+        let id = shard.borrow_mut().open(parts.io.into_inner(), slot, identity, &mut early);
         let owner = Rc::clone(&shard);
         tokio::task::spawn_local(poll_fn(move |context| owner.borrow_mut().poll_connection(id, context)));
     }
 }
 
+/// A client that may come in.
+struct Admitted {
+    /// `None` for one without credentials.
+    identity: Option<Arc<Identity>>,
+}
+
 /// Answers a request for the WebSocket endpoint.
-fn answer(shard: &SharedShard, request: &Request<Incoming>) -> Response<Body> {
-    let shard = shard.borrow();
+async fn answer(shard: &SharedShard, request: &Request<Incoming>) -> (Response<Body>, Option<Admitted>) {
     let refused = match check_handshake(request) {
-        // A list without a stream: nobody may come without credentials.
-        Ok(_) if shard.config.anonymous.as_ref().is_some_and(Vec::is_empty) => Refused {
-            status: StatusCode::UNAUTHORIZED,
-            code: ErrorCode::Unauthorized,
-            message: "credentials are needed",
-            header: Some((header::WWW_AUTHENTICATE, "Bearer")),
+        Ok(key) => match admit(shard, request).await {
+            Ok(admitted) => {
+                return (switch(key, offers_subprotocol(request.headers())), Some(admitted));
+            }
+            Err(refused) => refused,
         },
-        Ok(key) => return switch(key, offers_subprotocol(request.headers())),
         Err(refused) => refused,
     };
-    lifecycle!(shard.lifecycle, Lifecycle::ConnectionRejected, reason = refused.message);
-    refused.into_response()
+    lifecycle!(shard.borrow().lifecycle, Lifecycle::ConnectionRejected, reason = refused.message);
+    (refused.into_response(), None)
+}
+
+/// Lets a client in by its credentials, or without any.
+async fn admit(shard: &SharedShard, request: &Request<Incoming>) -> Result<Admitted, Refused> {
+    let (authenticator, admits_anonymous) = {
+        let shard = shard.borrow();
+        (Arc::clone(&shard.authenticator), shard.config.permissions.admits_anonymous())
+    };
+    let checked = match Credential::find(request.uri(), request.headers()) {
+        Ok(None) if admits_anonymous => return Ok(Admitted { identity: None }),
+        Ok(None) => {
+            return Err(Refused::unauthorized("credentials are needed", ErrorCode::Unauthorized, None));
+        }
+        Ok(Some(credential)) => authenticator.authenticate(&credential).await,
+        Err(refusal) => Err(refusal),
+    };
+    let shard = shard.borrow();
+    lifecycle!(shard.lifecycle, Lifecycle::AuthValidate, accepted = checked.is_ok());
+    checked.map(|identity| Admitted { identity: Some(identity) }).map_err(|refusal| {
+        shard.metrics.auth_rejected(refusal.label());
+        Refused::unauthorized(refusal.words(), code_of(refusal), Some(refusal))
+    })
 }
 
 fn switch(key: &[u8], subprotocol: bool) -> Response<Body> {
@@ -180,6 +213,24 @@ struct Refused {
 impl Refused {
     fn bad(message: &'static str) -> Self {
         Self { status: StatusCode::BAD_REQUEST, code: ErrorCode::BadRequest, message, header: None }
+    }
+
+    /// RFC 6750 §3, and 503 where it is not the client's fault.
+    fn unauthorized(message: &'static str, code: ErrorCode, refusal: Option<Refusal>) -> Self {
+        match refusal {
+            Some(Refusal::Unavailable) => {
+                let header = Some((header::RETRY_AFTER, "5"));
+                Self { status: StatusCode::SERVICE_UNAVAILABLE, code, message, header }
+            }
+            refusal => {
+                let challenge = refusal.map_or(
+                    "Bearer realm=\"tickmesh\"",
+                    |_| "Bearer realm=\"tickmesh\", error=\"invalid_token\"",
+                );
+                let header = Some((header::WWW_AUTHENTICATE, challenge));
+                Self { status: StatusCode::UNAUTHORIZED, code, message, header }
+            }
+        }
     }
 
     fn into_response(self) -> Response<Body> {

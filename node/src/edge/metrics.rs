@@ -23,6 +23,7 @@ pub struct EdgeMetrics {
     pub early: IntCounter,
     pub client_queue_frames: IntGauge,
     pub slow_client_disconnects: IntCounter,
+    auth_rejections: IntCounterVec,
     /// Frames that a shard's queue did not take, counted once per event and shard.
     pub dropped_shard_full: IntCounter,
     /// Events held for a stream that is being joined, beyond the bound; what is needed of them is fetched.
@@ -85,6 +86,11 @@ impl EdgeMetrics {
             ),
             slow_client_disconnects: registry
                 .counter("slow_client_disconnects_total", "Connections closed with 4408."),
+            auth_rejections: registry.counters(
+                "auth_rejections_total",
+                "Credentials that were not accepted, by the reason.",
+                &["reason"],
+            ),
             dropped_shard_full: registry.dropped_events("shard_full"),
             dropped_join_full: registry.dropped_events("join_full"),
             dropped_hold_full: registry.dropped_events("hold_full"),
@@ -100,6 +106,10 @@ impl EdgeMetrics {
                 &["channel"],
             ),
         }
+    }
+
+    pub fn auth_rejected(&self, reason: &str) {
+        self.auth_rejections.with_label_values(&[reason]).inc();
     }
 
     pub fn channel(&self, channels: &mut Channels, channel: &str) -> Arc<ChannelMetrics> {

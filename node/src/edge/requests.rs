@@ -1,20 +1,29 @@
 //! What clients ask, and the answers.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
 use tickmesh_protocol::{
     StreamName,
-    client::{ClientMessage, CloseCode, ControlMessage, ErrorCode, ProtocolError, Rejection, RequestId},
+    client::{
+        ClientMessage, CloseCode, ControlMessage, ErrorCode, ProtocolError, Rejection, RequestId, Token,
+    },
 };
 use tokio::{sync::mpsc::error::TrySendError, time::Instant};
 
 use super::{
-    connection::CLOSE_TIMEOUT,
+    connection::{CLOSE_TIMEOUT, expires_ms},
     inbox::Incoming,
-    queue::{Confirmation, Subscribe, Ticket, ToHub},
+    queue::{Confirmation, ConnectionId, Subscribe, Ticket, ToHub},
     shard::Shard,
 };
-use crate::{lifecycle, ops::lifecycle::Lifecycle, ops::metrics::now_us};
+use crate::{
+    auth::{Credential, Identity, Refusal},
+    lifecycle,
+    ops::{lifecycle::Lifecycle, metrics::now_us},
+};
 
 /// Protocol errors in a row that close a connection (DESIGN: client protocol).
 const MAX_ERRORS_IN_ROW: u32 = 10;
@@ -99,7 +108,7 @@ impl Shard {
         };
         let outstanding = &mut connection.outstanding;
         let must_wait = match &message {
-            ClientMessage::Ping { .. } => false,
+            ClientMessage::Ping { .. } | ClientMessage::Authenticate { .. } => false,
             ClientMessage::Subscribe { .. } => !outstanding.deferred.is_empty(),
             ClientMessage::Unsubscribe { .. } | ClientMessage::Streams { .. } => {
                 outstanding.requests > 0 || !outstanding.deferred.is_empty()
@@ -131,6 +140,7 @@ impl Shard {
             ClientMessage::Subscribe { id, streams } => self.subscribe(key, id, &streams, bytes),
             ClientMessage::Unsubscribe { id, streams } => self.unsubscribe(key, id, &streams),
             ClientMessage::Streams { id } => self.list(key, id),
+            ClientMessage::Authenticate { id, token } => self.authenticate(key, id, &token, bytes),
         }
     }
 
@@ -186,9 +196,11 @@ impl Shard {
     fn permit(&self, key: usize, name: &str, room: &mut usize) -> Result<StreamName, (ErrorCode, String)> {
         let stream: StreamName =
             name.parse().map_err(|error| (ErrorCode::UnknownStream, format!("{error}")))?;
-        if !self.config.anonymous_may(&stream) {
-            return Err((ErrorCode::Forbidden, "not for clients without credentials".into()));
-        }
+        let who = self.connections.get(key).and_then(|connection| connection.identity.as_deref());
+        self.config
+            .permissions
+            .decide(who, &stream)
+            .map_err(|denied| (ErrorCode::Forbidden, denied.to_string()))?;
         if self.subscriptions.id(name).is_some_and(|id| self.subscriptions.has(key, id)) {
             return Ok(stream);
         }
@@ -261,7 +273,12 @@ impl Shard {
         while let Some(connection) = self.connections.get_mut(key).filter(|connection| connection.is_open()) {
             let outstanding = &mut connection.outstanding;
             let ready = match outstanding.deferred.front() {
-                Some((ClientMessage::Subscribe { .. } | ClientMessage::Ping { .. }, _)) => true,
+                Some((
+                    ClientMessage::Subscribe { .. }
+                    | ClientMessage::Ping { .. }
+                    | ClientMessage::Authenticate { .. },
+                    _,
+                )) => true,
                 Some(_) => outstanding.requests == 0,
                 None => false,
             };
@@ -316,6 +333,106 @@ impl Shard {
         self.say(key, &ControlMessage::Unsubscribed { id, streams, positions, rejected });
     }
 
+    /// Has new credentials checked, which may take a moment.
+    fn authenticate(&mut self, key: usize, id: Option<RequestId>, token: &Token, bytes: usize) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        connection.outstanding.requests += 1;
+        connection.outstanding.bytes += bytes;
+        let (connection, myself, authenticator) =
+            (connection.id, self.myself.clone(), Arc::clone(&self.authenticator));
+        let credential = Credential::token(&token.0);
+        tokio::task::spawn_local(async move {
+            let checked = authenticator.authenticate(&credential).await;
+            if let Some(shard) = myself.upgrade() {
+                shard.borrow_mut().authenticated(connection, id, bytes, checked);
+            }
+        });
+    }
+
+    fn authenticated(
+        &mut self,
+        connection_id: ConnectionId,
+        id: Option<RequestId>,
+        bytes: usize,
+        checked: Result<Arc<Identity>, Refusal>,
+    ) {
+        let key = connection_id.key;
+        let name = self.name_of(connection_id);
+        let Some(connection) = self
+            .connections
+            .get_mut(key)
+            .filter(|connection| connection.id == connection_id && connection.is_open())
+        else {
+            return;
+        };
+        connection.outstanding.requests -= 1;
+        connection.outstanding.bytes -= bytes;
+        let now = Instant::now();
+        let answer = match checked {
+            Ok(identity) if connection.identity.as_ref().is_some_and(|known| known.user != identity.user) => {
+                self.metrics.auth_rejected("another_user");
+                ControlMessage::Error {
+                    id,
+                    code: ErrorCode::Forbidden,
+                    message: "the token is another user's; open another connection for that one".into(),
+                }
+            }
+            Ok(identity) => {
+                connection.set_identity(Arc::clone(&identity), now);
+                let expires_at = expires_ms(&identity);
+                ControlMessage::Authenticated { id, user: identity.user.as_str().to_owned(), expires_at }
+            }
+            Err(refusal) => {
+                self.metrics.auth_rejected(refusal.label());
+                ControlMessage::Error { id, code: code_of(refusal), message: refusal.to_string() }
+            }
+        };
+        let accepted = matches!(answer, ControlMessage::Authenticated { .. });
+        lifecycle!(self.lifecycle, Lifecycle::AuthValidate, connection = name, accepted);
+        self.say(key, &answer);
+        if accepted {
+            self.end_what_is_forbidden(key);
+        }
+        self.handle_deferred(key);
+        self.flush(key, now);
+    }
+
+    /// Unsubscribes a client from what it may not have any more.
+    fn end_what_is_forbidden(&mut self, key: usize) {
+        let Some(who) = self.connections.get(key).and_then(|connection| connection.identity.clone()) else {
+            return;
+        };
+        let forbidden: Vec<_> = self
+            .subscriptions
+            .of(key)
+            .filter_map(|members| {
+                let denied = self.config.permissions.decide(Some(&who), &members.name).err()?;
+                Some((members.name.clone(), denied))
+            })
+            .collect();
+        if forbidden.is_empty() {
+            return;
+        }
+        let (mut streams, mut positions, mut rejected) = (Vec::new(), BTreeMap::new(), Vec::new());
+        for (stream, denied) in forbidden {
+            let Some(stream_id) = self.subscriptions.id(stream.as_str()) else { continue };
+            if let Some(position) = self.subscriptions.remove(key, stream_id) {
+                self.metrics.subscriptions.dec();
+                self.release([stream_id]);
+                positions.extend(position.map(|position| (stream.clone(), position)));
+            }
+            rejected.push(Rejection {
+                stream: stream.as_str().to_owned(),
+                code: ErrorCode::Forbidden,
+                message: denied.to_string(),
+            });
+            streams.push(stream);
+        }
+        self.say(key, &ControlMessage::Unsubscribed { id: None, streams, positions, rejected });
+    }
+
     fn list(&mut self, key: usize, id: Option<RequestId>) {
         let (mut streams, mut positions) = (Vec::new(), BTreeMap::new());
         for members in self.subscriptions.of(key) {
@@ -331,11 +448,21 @@ fn subscribed(id: Option<RequestId>, rejected: Vec<Rejection>) -> ControlMessage
     ControlMessage::Subscribed { id, streams: Vec::new(), positions: BTreeMap::new(), rejected }
 }
 
+/// What a client is told of refused credentials.
+pub fn code_of(refusal: Refusal) -> ErrorCode {
+    match refusal {
+        Refusal::Expired => ErrorCode::TokenExpired,
+        Refusal::Unavailable => ErrorCode::Unavailable,
+        _ => ErrorCode::Unauthorized,
+    }
+}
+
 fn id_of(message: ClientMessage) -> Option<RequestId> {
     match message {
         ClientMessage::Subscribe { id, .. }
         | ClientMessage::Unsubscribe { id, .. }
         | ClientMessage::Streams { id }
+        | ClientMessage::Authenticate { id, .. }
         | ClientMessage::Ping { id } => id,
     }
 }

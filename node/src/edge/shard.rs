@@ -4,7 +4,14 @@
 //! socket; a delivery wakes none of them. What has gathered in the shard's queue is first sorted to the connections and
 //! then written, one system call for each.
 
-use std::{cell::Cell, cell::RefCell, mem, rc::Rc, sync::Arc, task::Context, task::Poll, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    mem,
+    rc::{Rc, Weak},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use prometheus::Histogram;
@@ -27,6 +34,7 @@ use super::{
     subscriptions::Subscriptions,
 };
 use crate::{
+    auth::{Authenticator, Identity},
     lifecycle,
     ops::{
         lifecycle::{Lifecycle, LifecycleEvents},
@@ -58,6 +66,7 @@ pub struct Shard {
     pub index: usize,
     pub config: Arc<Config>,
     pub node: NodeInfo,
+    pub authenticator: Arc<Authenticator>,
     pub metrics: EdgeMetrics,
     pub lifecycle: LifecycleEvents,
     pub connections: Slab<Connection>,
@@ -80,6 +89,10 @@ pub struct Shard {
     queue: Arc<ShardQueue>,
     /// Connections that have not taken what they were sent.
     crowded: usize,
+    /// For tasks that come back to the shard.
+    pub myself: Weak<RefCell<Self>>,
+    /// The authenticator's generation when all connections were last looked at.
+    accepts: u64,
 }
 
 /// What a shard is made with.
@@ -87,6 +100,7 @@ pub struct ShardParts {
     pub index: usize,
     pub config: Arc<Config>,
     pub node: NodeInfo,
+    pub authenticator: Arc<Authenticator>,
     pub metrics: EdgeMetrics,
     pub lifecycle: LifecycleEvents,
     pub hub: mpsc::Sender<ToHub>,
@@ -95,9 +109,16 @@ pub struct ShardParts {
 }
 
 impl Shard {
-    pub fn new(parts: ShardParts) -> Self {
-        let ShardParts { index, config, node, metrics, lifecycle, hub, queue } = parts;
+    pub fn shared(parts: ShardParts) -> SharedShard {
+        Rc::new_cyclic(|myself| RefCell::new(Self::new(parts, myself.clone())))
+    }
+
+    fn new(parts: ShardParts, myself: Weak<RefCell<Self>>) -> Self {
+        let ShardParts { index, config, node, authenticator, metrics, lifecycle, hub, queue } = parts;
         Self {
+            myself,
+            accepts: authenticator.generation(),
+            authenticator,
             index,
             config,
             node,
@@ -121,12 +142,19 @@ impl Shard {
     }
 
     /// Takes over an upgraded socket, with what the client has sent already, and greets the client.
-    pub fn open(&mut self, stream: TcpStream, slot: Slot, early: &mut [u8]) -> ConnectionId {
+    pub fn open(
+        &mut self,
+        stream: TcpStream,
+        slot: Slot,
+        identity: Option<Arc<Identity>>,
+        early: &mut [u8],
+    ) -> ConnectionId {
         let now = Instant::now();
         let entry = self.connections.vacant_entry();
         let id = ConnectionId { key: entry.key(), serial: self.next_serial };
         self.next_serial += 1;
-        entry.insert(Connection::new(id, stream, slot, now));
+        let user = identity.as_ref().map(|identity| identity.user.as_str().to_owned());
+        entry.insert(Connection::new(id, stream, slot, identity, now));
         self.metrics.connections.inc();
         self.metrics.connections_opened.inc();
         lifecycle!(self.lifecycle, Lifecycle::ConnectionAccepted, connection = self.name_of(id));
@@ -134,7 +162,7 @@ impl Shard {
             connection: self.name_of(id),
             node: self.node.name.clone(),
             region: self.node.region.clone(),
-            user: None,
+            user,
             limits: Limits {
                 streams: self.config.max_streams,
                 message_bytes: MAX_CLIENT_FRAME_BYTES,
@@ -175,7 +203,7 @@ impl Shard {
         }
     }
 
-    fn flush(&mut self, key: usize, now: Instant) {
+    pub fn flush(&mut self, key: usize, now: Instant) {
         if let Some(connection) = self.connections.get_mut(key) {
             connection.dirty = false;
             if connection.blocked_since.is_none() {
@@ -361,7 +389,12 @@ impl Shard {
             self.overload(key, "it takes nothing");
         } else if silent >= self.config.idle_timeout {
             self.close(key, CloseCode::Idle, CloseCode::Idle.reason());
+        } else if connection.expiry.as_ref().is_some_and(|expiry| now >= expiry.at) {
+            self.close(key, CloseCode::Credentials, "the token has expired; reconnect with a new one");
         } else {
+            if let Some(warning) = connection.warning_due(now, self.config.token_warning) {
+                connection.push(frame::control(&warning), self.config.queue, &mut self.output, now);
+            }
             if silent >= self.config.ping_interval && !mem::replace(&mut connection.pinged, true) {
                 connection.outbox.ping(frame::PING);
             }
@@ -370,6 +403,28 @@ impl Shard {
             }
         }
         self.flush(key, now);
+    }
+
+    /// Closes the connections whose credentials are no longer accepted, if there may be any.
+    fn close_refused(&mut self) {
+        let generation = self.authenticator.generation();
+        if mem::replace(&mut self.accepts, generation) == generation {
+            return;
+        }
+        let refused: Vec<usize> = self
+            .connections
+            .iter()
+            .filter(|(_, connection)| {
+                let identity = connection.identity.as_ref();
+                connection.is_open()
+                    && identity.is_some_and(|identity| !self.authenticator.still_accepts(identity))
+            })
+            .map(|(key, _)| key)
+            .collect();
+        for key in refused {
+            self.close(key, CloseCode::Credentials, "the credentials were revoked");
+            self.flush(key, Instant::now());
+        }
     }
 
     /// Tells everybody that this edge goes away.
@@ -425,6 +480,7 @@ pub async fn keep_time(shard: SharedShard) {
     tick.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
+        shard.borrow_mut().close_refused();
         let heartbeat = frame::control(&ControlMessage::Heartbeat { timestamp: now_us() / 1000 });
         let (mut next, mut queued) = (0, 0);
         loop {

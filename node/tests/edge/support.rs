@@ -16,6 +16,7 @@ use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt, future::BoxFuture, stream::BoxStream};
 use serde_json::{Value, json};
 use tickmesh::{
+    auth::Authenticator,
     edge::{self, Config, NodeInfo, Parts, Servers, Unavailable, Upstream},
     ops::{
         lifecycle::LifecycleEvents,
@@ -209,6 +210,10 @@ pub struct Edge {
 
 impl Edge {
     pub async fn start(config: Config) -> Self {
+        Self::start_with(config, Arc::default()).await
+    }
+
+    pub async fn start_with(config: Config, authenticator: Arc<Authenticator>) -> Self {
         let mesh = Arc::new(Mesh {
             state: Mutex::default(),
             answers: watch::Sender::new(true),
@@ -223,6 +228,7 @@ impl Edge {
             node: NodeInfo { name: "eu-1".into(), region: "eu-west".into() },
             upstream: Arc::new(Played(Arc::clone(&mesh))),
             batches: from_mesh,
+            authenticator,
             pages: axum::Router::new().route("/page", axum::routing::get(async || "a page")),
             registry: registry.clone(),
             lifecycle: LifecycleEvents::new(&registry),
@@ -298,8 +304,7 @@ impl Edge {
 
     async fn upgrade(&self, stream: TcpStream) -> Client {
         let (socket, _) = within("the handshake", client_async(self.url(), stream)).await.unwrap();
-        let mut client = Client { socket, welcome: Value::Null };
-        client.welcome = client.next().await;
+        let client = Client::greeted(socket).await;
         let connection = client.welcome["connection"].as_str().unwrap();
         self.shards.lock().unwrap().insert(connection.split('-').next().unwrap().to_owned());
         client
@@ -356,6 +361,23 @@ pub struct Client {
 }
 
 impl Client {
+    /// A client on a new connection, which the edge greets.
+    pub async fn greeted(socket: WebSocketStream<TcpStream>) -> Self {
+        let mut client = Self { socket, welcome: Value::Null };
+        client.welcome = client.next().await;
+        client
+    }
+
+    /// The next message of a kind, whatever comes before it.
+    pub async fn next_event(&mut self, event: &str) -> Value {
+        loop {
+            let message = self.next_text().await;
+            if message["event"] == event {
+                return message;
+            }
+        }
+    }
+
     pub async fn send(&mut self, request: Value) {
         self.socket.send(Message::text(request.to_string())).await.unwrap();
     }

@@ -1,5 +1,7 @@
 //! Client → server: `{"action": A, "id"?: JSON scalar, ...}`.
 
+use std::fmt;
+
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, value::RawValue};
 
@@ -69,6 +71,23 @@ pub enum ClientMessage {
         #[serde(skip_serializing_if = "Option::is_none")]
         id: Option<RequestId>,
     },
+    /// Shows new credentials of the same user.
+    Authenticate {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<RequestId>,
+        token: Token,
+    },
+}
+
+/// A token, which does not print itself.
+#[derive(Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Token(pub String);
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
 }
 
 /// Why a frame is no [`ClientMessage`]; answered with `error`, never a panic.
@@ -88,6 +107,7 @@ struct Fields<'a> {
     #[serde(borrow, default, deserialize_with = "given")]
     id: Option<&'a RawValue>,
     streams: Option<Value>,
+    token: Option<Value>,
 }
 
 /// A field that is there with the value null is there: an `id` of null is echoed like any other.
@@ -122,10 +142,14 @@ impl ClientMessage {
             "unsubscribe" => Ok(Self::Unsubscribe { streams: streams(fields.streams, &id)?, id }),
             "streams" => Ok(Self::Streams { id }),
             "ping" => Ok(Self::Ping { id }),
+            "authenticate" => match fields.token {
+                Some(Value::String(token)) => Ok(Self::Authenticate { id, token: Token(token) }),
+                _ => Err(bad(id, "\"token\" is missing or not a string".into())),
+            },
             _ => Err(ProtocolError {
                 code: ErrorCode::UnknownAction,
                 message: format!(
-                    "no action {:?}; known: subscribe, unsubscribe, streams, ping",
+                    "no action {:?}; known: subscribe, unsubscribe, streams, authenticate, ping",
                     shortened(&action)
                 ),
                 id,

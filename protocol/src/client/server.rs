@@ -83,6 +83,23 @@ pub enum ControlMessage {
         code: ErrorCode,
         message: String,
     },
+    /// New credentials were accepted.
+    Authenticated {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<RequestId>,
+        user: String,
+        /// When they end, in milliseconds since 1970 UTC.
+        #[serde(rename = "expiresAt", default, skip_serializing_if = "Option::is_none")]
+        expires_at: Option<u64>,
+    },
+    /// Something will end the connection unless the client does something about it.
+    Warning {
+        code: ErrorCode,
+        message: String,
+        /// Milliseconds since 1970 UTC.
+        #[serde(rename = "expiresAt")]
+        expires_at: u64,
+    },
     /// The edge goes away: reconnect to any edge after so many milliseconds.
     Draining {
         #[serde(rename = "reconnectAfter")]

@@ -13,7 +13,14 @@ use tokio::{
     net::TcpStream,
     time::{sleep, timeout},
 };
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungstenite::Message};
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream, connect_async,
+    tungstenite::{
+        self, Message,
+        client::IntoClientRequest,
+        http::{HeaderName, HeaderValue, StatusCode},
+    },
+};
 
 use super::output::Output;
 
@@ -28,6 +35,8 @@ type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 pub(super) struct Follower {
     urls: Vec<String>,
     streams: Vec<String>,
+    /// What is shown in the handshake.
+    credential: Option<(HeaderName, HeaderValue)>,
     /// Events still wanted; all of them, if nothing is said.
     left: Option<u64>,
     last: HashMap<StreamName, Sequence>,
@@ -37,8 +46,24 @@ pub(super) struct Follower {
 }
 
 impl Follower {
-    pub(super) fn new(urls: Vec<String>, streams: Vec<String>, left: Option<u64>, output: Output) -> Self {
-        Self { urls, streams, left, last: HashMap::new(), rejoined: false, output }
+    pub(super) fn new(
+        urls: Vec<String>,
+        streams: Vec<String>,
+        credential: Option<(&'static str, String)>,
+        left: Option<u64>,
+        output: Output,
+    ) -> anyhow::Result<Self> {
+        let credential = match credential {
+            Some((name, value)) => {
+                // Not the value: it is secret.
+                let mut value: HeaderValue =
+                    value.parse().ok().context("no credential has such characters")?;
+                value.set_sensitive(true);
+                Some((HeaderName::from_static(name), value))
+            }
+            None => None,
+        };
+        Ok(Self { urls, streams, credential, left, last: HashMap::new(), rejoined: false, output })
     }
 
     pub(super) async fn run(mut self) -> anyhow::Result<ExitCode> {
@@ -70,7 +95,16 @@ impl Follower {
     }
 
     async fn follow(&mut self, url: &str, failures: &mut u32) -> anyhow::Result<()> {
-        let (mut socket, _) = timeout(SILENCE, connect_async(url)).await.context("no answer")??;
+        let mut request = url.into_client_request()?;
+        request.headers_mut().extend(self.credential.clone());
+        let connected = timeout(SILENCE, connect_async(request)).await.context("no answer")?;
+        let (mut socket, _) = match connected {
+            Err(tungstenite::Error::Http(response)) if response.status() == StatusCode::UNAUTHORIZED => {
+                let body = response.body().as_deref().map(String::from_utf8_lossy).unwrap_or_default();
+                return Err(Refused(format!("not let in: {body}")).into());
+            }
+            connected => connected?,
+        };
         let subscribe = ClientMessage::Subscribe { id: Some(1.into()), streams: self.streams.clone() };
         socket.send(Message::text(serde_json::to_string(&subscribe)?)).await?;
         while self.left != Some(0) {
@@ -128,7 +162,7 @@ impl Follower {
                     self.output.note(&format!("{}: {}", rejection.stream, rejection.message));
                 }
                 if streams.is_empty() {
-                    return Err(Refused.into());
+                    return Err(Refused("no stream to follow is left".into()).into());
                 }
                 self.output.note(&format!("following {} streams", streams.len()));
                 if self.rejoined {
@@ -144,6 +178,7 @@ impl Follower {
             ControlMessage::Error { code, message, .. } => {
                 self.output.note(&format!("error {code:?}: {message}"))
             }
+            ControlMessage::Warning { message, .. } => self.output.note(message),
             ControlMessage::Draining { .. } => self.output.note("the edge is draining"),
             _ => {}
         }
@@ -151,10 +186,10 @@ impl Follower {
     }
 }
 
-/// None of the streams is to be had.
+/// Nothing is to be had, however often this client comes back.
 #[derive(Debug, thiserror::Error)]
-#[error("no stream to follow is left")]
-struct Refused;
+#[error("{0}")]
+struct Refused(String);
 
 async fn close(mut socket: Socket) -> anyhow::Result<()> {
     timeout(Duration::from_secs(1), socket.close(None)).await??;
