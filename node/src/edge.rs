@@ -22,6 +22,7 @@
 //! | `inbox`, `outbox`, `frame` | bytes in and out, pure |
 //! | `http` | accept, handshake, pages |
 
+mod admission;
 mod config;
 mod connection;
 mod fetch;
@@ -59,13 +60,14 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-pub use self::{config::Config, hub::Servers, outbox::Bounds};
 use self::{
+    admission::Admission,
     hub::{Hub, HubParts},
     metrics::EdgeMetrics,
     queue::{FeedRoom, ShardQueue, ToHub},
     shard::{Shard, ShardParts},
 };
+pub use self::{config::Config, hub::Servers, outbox::Bounds};
 use crate::{
     auth::Authenticator,
     ops::{lifecycle::LifecycleEvents, metrics::Registry},
@@ -206,6 +208,8 @@ impl Bound {
         let (requests, from_shards) = mpsc::channel(HUB_REQUESTS);
         let config = Arc::new(self.config);
         let max_connections = config.max_connections.div_ceil(self.listeners.len());
+        let admission =
+            Arc::new(Admission::new(config.max_connections_per_address, config.max_connections_per_user));
         let feed_room = Arc::new(FeedRoom::new(config.queue));
         let (mut queues, mut threads) = (Vec::new(), Vec::new());
         for (index, listener) in self.listeners.into_iter().enumerate() {
@@ -216,6 +220,7 @@ impl Bound {
                 config: Arc::clone(&config),
                 node: node.clone(),
                 authenticator: authenticator.clone(),
+                admission: admission.clone(),
                 metrics: metrics.clone(),
                 lifecycle: lifecycle.clone(),
                 hub: requests.clone(),
@@ -258,6 +263,7 @@ struct Spawn {
     config: Arc<Config>,
     node: NodeInfo,
     authenticator: Arc<Authenticator>,
+    admission: Arc<Admission>,
     metrics: EdgeMetrics,
     lifecycle: LifecycleEvents,
     hub: mpsc::Sender<ToHub>,
@@ -296,6 +302,7 @@ impl Spawn {
             config: self.config,
             node: self.node,
             authenticator: self.authenticator,
+            admission: self.admission,
             metrics: self.metrics,
             lifecycle: self.lifecycle,
             hub: self.hub,

@@ -4,6 +4,9 @@
 #[path = "edge/auth.rs"]
 mod auth;
 #[cfg(test)]
+#[path = "edge/limits.rs"]
+mod limits;
+#[cfg(test)]
 #[path = "edge/overload.rs"]
 mod overload;
 #[cfg(test)]

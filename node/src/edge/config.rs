@@ -2,10 +2,14 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
+    num::NonZeroU32,
     sync::Arc,
     thread,
     time::Duration,
 };
+
+use governor::Quota;
+use ipnet::IpNet;
 
 use super::outbox::Bounds;
 use crate::{
@@ -15,6 +19,10 @@ use crate::{
 
 /// Smallest queue, in bytes, that does not call every client slow: a `subscribed` for a hundred streams fits.
 const MIN_QUEUE_BYTES: usize = 16 * 1024;
+
+/// A page that opens some hundred streams one by one, and then goes on, is served.
+const REQUESTS_PER_SECOND: NonZeroU32 = NonZeroU32::new(50).unwrap();
+const REQUESTS_AT_ONCE: NonZeroU32 = NonZeroU32::new(500).unwrap();
 
 /// More shards than any machine has cores are a mistake.
 const MAX_SHARDS: usize = 256;
@@ -29,6 +37,16 @@ pub struct Config {
     pub queue: Bounds,
     /// Connections at once, over all shards.
     pub max_connections: usize,
+    /// Connections of one address, over all shards; an IPv6 network of 64 bits counts as one.
+    pub max_connections_per_address: Option<usize>,
+    /// Connections of one user, over all shards.
+    pub max_connections_per_user: Option<usize>,
+    /// Who may say for whom it connects (`X-Forwarded-For`).
+    pub trusted_proxies: Vec<IpNet>,
+    /// Pages whose scripts may connect; without a list, all. Clients that are no browsers name none.
+    pub origins: Option<Vec<String>>,
+    /// Requests of one connection per second, and how many at once.
+    pub requests: Quota,
     /// Subscriptions of one connection.
     pub max_streams: usize,
     /// Silence of a client after which it is pinged.
@@ -59,6 +77,11 @@ impl Default for Config {
             queue: Bounds { frames: 1024, bytes: 1024 * 1024 },
             // About 100 MB in the process and 400 MB in the kernel when all are idle.
             max_connections: 100_000,
+            max_connections_per_address: None,
+            max_connections_per_user: Some(100),
+            trusted_proxies: Vec::new(),
+            origins: None,
+            requests: quota(REQUESTS_PER_SECOND, REQUESTS_AT_ONCE),
             max_streams: 1024,
             ping_interval: Duration::from_secs(25),
             idle_timeout: Duration::from_secs(60),
@@ -86,11 +109,23 @@ impl Config {
             queue.fault("bytes", format!("must be at least {MIN_QUEUE_BYTES}B"));
         }
         queue.finish();
+        let mut requests = section.section("requests");
+        let per_second = requests.or("per_second", REQUESTS_PER_SECOND);
+        let at_once = requests.or("at_once", REQUESTS_AT_ONCE);
+        requests.finish();
+        let requests = quota(per_second, at_once);
         let config = Self {
             listen: section.parsed("listen").unwrap_or(default.listen),
             shards: at_least(section, "shards", default.shards, 1, MAX_SHARDS),
             queue: bounds,
             max_connections: at_least(section, "max_connections", default.max_connections, 1, usize::MAX),
+            max_connections_per_address: section.optional("max_connections_per_address"),
+            max_connections_per_user: section
+                .optional("max_connections_per_user")
+                .or(default.max_connections_per_user),
+            trusted_proxies: section.parsed_list("trusted_proxies").unwrap_or_default(),
+            origins: section.optional("origins"),
+            requests,
             max_streams: at_least(section, "max_streams", default.max_streams, 1, usize::MAX),
             ping_interval: span(section, "ping_interval", default.ping_interval),
             idle_timeout: span(section, "idle_timeout", default.idle_timeout),
@@ -107,6 +142,10 @@ impl Config {
         }
         config
     }
+}
+
+fn quota(per_second: NonZeroU32, at_once: NonZeroU32) -> Quota {
+    Quota::per_second(per_second).allow_burst(at_once)
 }
 
 fn span(section: &mut Section, key: &'static str, default: Duration) -> Duration {
@@ -153,6 +192,11 @@ mod tests {
             shards = 3
             queue = { frames = 10, bytes = "64KiB" }
             max_connections = 7
+            max_connections_per_address = 5
+            max_connections_per_user = 6
+            trusted_proxies = ["10.0.0.0/8"]
+            origins = ["https://exchange.example"]
+            requests = { per_second = 2, at_once = 3 }
             max_streams = 8
             ping_interval = "1s"
             idle_timeout = "2s"
@@ -170,6 +214,16 @@ mod tests {
             (config.listen.port(), config.shards, config.max_connections, config.max_streams),
             (9000, 3, 7, 8)
         );
+        assert_eq!(
+            (
+                config.max_connections_per_address,
+                config.max_connections_per_user,
+                config.trusted_proxies.len()
+            ),
+            (Some(5), Some(6), 1)
+        );
+        assert_eq!(config.origins, Some(vec!["https://exchange.example".to_owned()]));
+        assert_eq!(config.requests.burst_size().get(), 3);
         assert_eq!(config.queue, Bounds { frames: 10, bytes: 64 * 1024 });
         let seconds = [
             config.ping_interval,

@@ -11,10 +11,12 @@ use std::{
 };
 
 use bytes::Bytes;
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use tickmesh_protocol::client::{ClientMessage, CloseCode, ControlMessage, ErrorCode};
 use tokio::{net::TcpStream, time::Instant};
 
 use super::{
+    admission::Place,
     frame,
     inbox::Inbox,
     outbox::{Bounds, Outbox, Pushed, Written},
@@ -111,7 +113,19 @@ pub struct Connection {
     /// Who the client is, if it has shown credentials.
     pub identity: Option<Arc<Identity>>,
     pub expiry: Option<Expiry>,
+    /// Among the connections of its address and user.
+    pub place: Place,
+    /// How many requests it may make.
+    pub requests: DefaultDirectRateLimiter,
     _slot: Slot,
+}
+
+/// A client that may come in.
+#[derive(Debug)]
+pub struct Admitted {
+    /// `None` for one without credentials.
+    pub identity: Option<Arc<Identity>>,
+    pub place: Place,
 }
 
 /// When the client's credentials end.
@@ -133,10 +147,14 @@ impl Connection {
         id: ConnectionId,
         stream: TcpStream,
         slot: Slot,
-        identity: Option<Arc<Identity>>,
+        admitted: Admitted,
+        requests: Quota,
         now: Instant,
     ) -> Self {
+        let Admitted { identity, place } = admitted;
         Self {
+            place,
+            requests: RateLimiter::direct(requests),
             expiry: identity.as_ref().and_then(|identity| Expiry::of(identity, now)),
             identity,
             id,

@@ -7,6 +7,7 @@ use std::{
     cell::RefCell,
     convert::Infallible,
     future::poll_fn,
+    net::IpAddr,
     pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
@@ -32,7 +33,12 @@ use tokio::{
 };
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use super::{connection::Slot, requests::code_of, shard::SharedShard};
+use super::{
+    admission::client_address,
+    connection::{Admitted, Slot},
+    requests::code_of,
+    shard::SharedShard,
+};
 use crate::{
     auth::{Credential, Identity, Refusal},
     lifecycle,
@@ -65,7 +71,7 @@ const FULL: &str = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: applicatio
 /// Accepts connections, for ever. `max` is this shard's share of the connections.
 pub async fn accept(shard: SharedShard, listener: TcpListener, pages: Router, max: usize) {
     loop {
-        let (stream, _) = match listener.accept().await {
+        let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
@@ -89,13 +95,13 @@ pub async fn accept(shard: SharedShard, listener: TcpListener, pages: Router, ma
         };
         // Events are written as they come; waiting for more would only delay them.
         if stream.set_nodelay(true).is_ok() {
-            tokio::task::spawn_local(serve(Rc::clone(&shard), stream, pages.clone(), slot));
+            tokio::task::spawn_local(serve(Rc::clone(&shard), stream, peer.ip(), pages.clone(), slot));
         }
     }
 }
 
 /// Serves HTTP until the connection ends or becomes a WebSocket.
-async fn serve(shard: SharedShard, stream: TcpStream, pages: Router, slot: Slot) {
+async fn serve(shard: SharedShard, stream: TcpStream, peer: IpAddr, pages: Router, slot: Slot) {
     let handshake_timeout = shard.borrow().config.handshake_timeout;
     let admitted: Rc<RefCell<Option<Admitted>>> = Rc::default();
     let pages = TowerToHyperService::new(pages);
@@ -104,7 +110,7 @@ async fn serve(shard: SharedShard, stream: TcpStream, pages: Router, slot: Slot)
             if request.uri().path() == PATH {
                 let (shard, admitted) = (Rc::clone(&shard), Rc::clone(&admitted));
                 return Box::pin(async move {
-                    let (response, admits) = answer(&shard, &request).await;
+                    let (response, admits) = answer(&shard, peer, &request).await;
                     *admitted.borrow_mut() = admits;
                     Ok(response)
                 });
@@ -135,24 +141,22 @@ async fn serve(shard: SharedShard, stream: TcpStream, pages: Router, slot: Slot)
         return;
     }
     let parts = connection.into_parts();
-    if let Some(Admitted { identity }) = admitted.take() {
+    if let Some(admitted) = admitted.take() {
         let mut early = parts.read_buf.to_vec();
-        let id = shard.borrow_mut().open(parts.io.into_inner(), slot, identity, &mut early);
+        let id = shard.borrow_mut().open(parts.io.into_inner(), slot, admitted, &mut early);
         let owner = Rc::clone(&shard);
         tokio::task::spawn_local(poll_fn(move |context| owner.borrow_mut().poll_connection(id, context)));
     }
 }
 
-/// A client that may come in.
-struct Admitted {
-    /// `None` for one without credentials.
-    identity: Option<Arc<Identity>>,
-}
-
 /// Answers a request for the WebSocket endpoint.
-async fn answer(shard: &SharedShard, request: &Request<Incoming>) -> (Response<Body>, Option<Admitted>) {
+async fn answer(
+    shard: &SharedShard,
+    peer: IpAddr,
+    request: &Request<Incoming>,
+) -> (Response<Body>, Option<Admitted>) {
     let refused = match check_handshake(request) {
-        Ok(key) => match admit(shard, request).await {
+        Ok(key) => match admit(shard, peer, request).await {
             Ok(admitted) => {
                 return (switch(key, offers_subprotocol(request.headers())), Some(admitted));
             }
@@ -165,13 +169,35 @@ async fn answer(shard: &SharedShard, request: &Request<Incoming>) -> (Response<B
 }
 
 /// Lets a client in by its credentials, or without any.
-async fn admit(shard: &SharedShard, request: &Request<Incoming>) -> Result<Admitted, Refused> {
-    let (authenticator, admits_anonymous) = {
+async fn admit(shard: &SharedShard, peer: IpAddr, request: &Request<Incoming>) -> Result<Admitted, Refused> {
+    let (authenticator, admission, admits_anonymous, address) = {
         let shard = shard.borrow();
-        (Arc::clone(&shard.authenticator), shard.config.permissions.admits_anonymous())
+        if !is_welcome_origin(request.headers(), shard.config.origins.as_deref()) {
+            return Err(Refused {
+                status: StatusCode::FORBIDDEN,
+                code: ErrorCode::Forbidden,
+                message: "pages of this origin may not connect",
+                header: None,
+            });
+        }
+        (
+            Arc::clone(&shard.authenticator),
+            Arc::clone(&shard.admission),
+            shard.config.permissions.admits_anonymous(),
+            client_address(peer, request.headers(), &shard.config.trusted_proxies),
+        )
+    };
+    let enter = |identity: Option<Arc<Identity>>| {
+        let place = admission.enter(address, identity.as_ref().map(|identity| &identity.user));
+        place.map(|place| Admitted { identity, place }).map_err(|crowded| Refused {
+            status: StatusCode::TOO_MANY_REQUESTS,
+            code: ErrorCode::RateLimited,
+            message: crowded.words(),
+            header: Some((header::RETRY_AFTER, "5")),
+        })
     };
     let checked = match Credential::find(request.uri(), request.headers()) {
-        Ok(None) if admits_anonymous => return Ok(Admitted { identity: None }),
+        Ok(None) if admits_anonymous => return enter(None),
         Ok(None) => {
             return Err(Refused::unauthorized("credentials are needed", ErrorCode::Unauthorized, None));
         }
@@ -180,10 +206,18 @@ async fn admit(shard: &SharedShard, request: &Request<Incoming>) -> Result<Admit
     };
     let shard = shard.borrow();
     lifecycle!(shard.lifecycle, Lifecycle::AuthValidate, accepted = checked.is_ok());
-    checked.map(|identity| Admitted { identity: Some(identity) }).map_err(|refusal| {
+    let identity = checked.map_err(|refusal| {
         shard.metrics.auth_rejected(refusal.label());
         Refused::unauthorized(refusal.words(), code_of(refusal), Some(refusal))
-    })
+    })?;
+    enter(Some(identity))
+}
+
+/// Whether a page may connect (RFC 6455 §10.2). Clients that are no browsers say nothing of an origin, and are asked for
+/// none: they could say anything.
+fn is_welcome_origin(headers: &HeaderMap, origins: Option<&[String]>) -> bool {
+    let (Some(origins), Some(origin)) = (origins, headers.get(header::ORIGIN)) else { return true };
+    origins.iter().any(|welcome| origin.as_bytes().eq_ignore_ascii_case(welcome.as_bytes()))
 }
 
 fn switch(key: &[u8], subprotocol: bool) -> Response<Body> {

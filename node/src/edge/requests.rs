@@ -14,6 +14,7 @@ use tickmesh_protocol::{
 use tokio::{sync::mpsc::error::TrySendError, time::Instant};
 
 use super::{
+    admission::Crowded,
     connection::{CLOSE_TIMEOUT, expires_ms},
     inbox::Incoming,
     queue::{Confirmation, ConnectionId, Subscribe, Ticket, ToHub},
@@ -77,6 +78,16 @@ impl Shard {
                 },
             ),
             Incoming::Text(text) => match ClientMessage::parse(&text) {
+                Ok(message) if connection.requests.check().is_err() => {
+                    self.protocol_error(
+                        key,
+                        ProtocolError {
+                            code: ErrorCode::RateLimited,
+                            message: "too many requests; wait, then ask again".into(),
+                            id: id_of(message),
+                        },
+                    );
+                }
                 Ok(message) => {
                     connection.errors_in_row = 0;
                     self.request(key, message, text.len());
@@ -96,7 +107,8 @@ impl Shard {
         if connection.errors_in_row >= MAX_ERRORS_IN_ROW {
             // The errors themselves go out first: they say what to mend.
             let deadline = Instant::now() + CLOSE_TIMEOUT;
-            connection.close(CloseCode::Policy, CloseCode::Policy.reason(), true, deadline);
+            let code = if code == ErrorCode::RateLimited { CloseCode::Rate } else { CloseCode::Policy };
+            connection.close(code, code.reason(), true, deadline);
             self.unsubscribe_all(key);
         }
     }
@@ -379,6 +391,11 @@ impl Shard {
                     message: "the token is another user's; open another connection for that one".into(),
                 }
             }
+            Ok(identity) if connection.place.sign_in(&identity.user).is_err() => ControlMessage::Error {
+                id,
+                code: ErrorCode::RateLimited,
+                message: Crowded::User.words().into(),
+            },
             Ok(identity) => {
                 connection.set_identity(Arc::clone(&identity), now);
                 let expires_at = expires_ms(&identity);

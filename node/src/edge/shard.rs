@@ -25,8 +25,9 @@ use tokio::{
 
 use super::{
     NodeInfo,
+    admission::Admission,
     config::Config,
-    connection::{CLOSE_TIMEOUT, Connection, Phase, Slot},
+    connection::{Admitted, CLOSE_TIMEOUT, Connection, Phase, Slot},
     frame,
     metrics::EdgeMetrics,
     outbox::Pushed,
@@ -34,7 +35,7 @@ use super::{
     subscriptions::Subscriptions,
 };
 use crate::{
-    auth::{Authenticator, Identity},
+    auth::Authenticator,
     lifecycle,
     ops::{
         lifecycle::{Lifecycle, LifecycleEvents},
@@ -67,6 +68,7 @@ pub struct Shard {
     pub config: Arc<Config>,
     pub node: NodeInfo,
     pub authenticator: Arc<Authenticator>,
+    pub admission: Arc<Admission>,
     pub metrics: EdgeMetrics,
     pub lifecycle: LifecycleEvents,
     pub connections: Slab<Connection>,
@@ -101,6 +103,7 @@ pub struct ShardParts {
     pub config: Arc<Config>,
     pub node: NodeInfo,
     pub authenticator: Arc<Authenticator>,
+    pub admission: Arc<Admission>,
     pub metrics: EdgeMetrics,
     pub lifecycle: LifecycleEvents,
     pub hub: mpsc::Sender<ToHub>,
@@ -114,11 +117,13 @@ impl Shard {
     }
 
     fn new(parts: ShardParts, myself: Weak<RefCell<Self>>) -> Self {
-        let ShardParts { index, config, node, authenticator, metrics, lifecycle, hub, queue } = parts;
+        let ShardParts { index, config, node, authenticator, admission, metrics, lifecycle, hub, queue } =
+            parts;
         Self {
             myself,
             accepts: authenticator.generation(),
             authenticator,
+            admission,
             index,
             config,
             node,
@@ -146,15 +151,15 @@ impl Shard {
         &mut self,
         stream: TcpStream,
         slot: Slot,
-        identity: Option<Arc<Identity>>,
+        admitted: Admitted,
         early: &mut [u8],
     ) -> ConnectionId {
         let now = Instant::now();
         let entry = self.connections.vacant_entry();
         let id = ConnectionId { key: entry.key(), serial: self.next_serial };
         self.next_serial += 1;
-        let user = identity.as_ref().map(|identity| identity.user.as_str().to_owned());
-        entry.insert(Connection::new(id, stream, slot, identity, now));
+        let user = admitted.identity.as_ref().map(|identity| identity.user.as_str().to_owned());
+        entry.insert(Connection::new(id, stream, slot, admitted, self.config.requests, now));
         self.metrics.connections.inc();
         self.metrics.connections_opened.inc();
         lifecycle!(self.lifecycle, Lifecycle::ConnectionAccepted, connection = self.name_of(id));

@@ -67,14 +67,6 @@ async fn connect(edge: &Edge, path: &str, header: Option<(&'static str, &str)>) 
     Client::greeted(socket).await
 }
 
-async fn handshake(edge: &Edge, path: &str, header: &str) -> String {
-    let request = format!(
-        "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: Upgrade, close\r\nupgrade: websocket\r\n\
-         sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n{header}\r\n"
-    );
-    edge.http(&request).await
-}
-
 #[tokio::test]
 async fn every_carrier_signs_in() {
     let guarded = edge(|_| {}).await;
@@ -117,7 +109,7 @@ async fn what_is_not_accepted_is_no_upgrade_and_says_why() {
         ("x-api-key: guessed".to_owned(), 401, "unauthorized"),
         ("sec-websocket-protocol: tickmesh.v1, bearer.guessed".to_owned(), 401, "unauthorized"),
     ] {
-        let answer = handshake(edge, "/ws", &format!("{header}\r\n")).await;
+        let answer = edge.handshake("/ws", &format!("{header}\r\n")).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{header}: {answer}");
         assert!(answer.contains(&format!(r#""code":"{code}""#)), "{header}: {answer}");
         assert!(answer.to_ascii_lowercase().contains("www-authenticate: bearer"), "{header}: {answer}");
@@ -126,7 +118,7 @@ async fn what_is_not_accepted_is_no_upgrade_and_says_why() {
         }
     }
     // A head that is larger than any honest one is not read to its end.
-    let answer = handshake(edge, &format!("/ws?token={}", "x".repeat(15 * 1024)), "").await;
+    let answer = edge.handshake(&format!("/ws?token={}", "x".repeat(15 * 1024)), "").await;
     assert!(!answer.starts_with("HTTP/1.1 101"), "{answer}");
     assert_eq!(edge.metric(r#"auth_rejections_total{reason="unknown_api_key"}"#), 1.0);
     assert_eq!(edge.metric(r#"auth_rejections_total{reason="expired"}"#), 1.0);
@@ -205,6 +197,25 @@ async fn a_token_that_expires_is_warned_of_and_ends_the_connection_unless_renewe
 }
 
 #[tokio::test]
+async fn a_user_has_so_many_connections_by_handshake_or_later() {
+    let guarded = edge(|config| config.max_connections_per_user = Some(1)).await;
+    let edge = &guarded.edge;
+    let alice = token("alice", 3600, json!({}));
+    let first = connect(edge, &format!("/ws?token={alice}"), None).await;
+    let refused = edge.handshake(&format!("/ws?token={alice}"), "").await;
+    assert!(refused.starts_with("HTTP/1.1 429"), "{refused}");
+    let _bob = connect(edge, &format!("/ws?token={}", token("bob", 3600, json!({}))), None).await;
+    let mut later = connect(edge, "/ws", None).await;
+    later.send(json!({"action": "authenticate", "token": alice})).await;
+    assert_eq!(later.next().await["code"], "rate_limited");
+    drop(first);
+    wait_until("the place is free", || edge.metric("connections") == 2.0).await;
+    later.send(json!({"action": "authenticate", "token": alice})).await;
+    assert_eq!(later.next().await["event"], "authenticated");
+    guarded.edge.stop().await;
+}
+
+#[tokio::test]
 async fn a_removed_api_key_ends_its_connections_and_no_others() {
     let guarded = edge(|_| {}).await;
     let edge = &guarded.edge;
@@ -213,7 +224,7 @@ async fn a_removed_api_key_ends_its_connections_and_no_others() {
     fs::write(&guarded.keys, "").unwrap();
     assert_eq!(bot.close_code(true).await, 4401);
     alice.ping().await;
-    let answer = handshake(edge, "/ws", &format!("x-api-key: {API_KEY}\r\n")).await;
+    let answer = edge.handshake("/ws", &format!("x-api-key: {API_KEY}\r\n")).await;
     assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
     wait_until("the connection is gone", || {
         edge.metric(r#"connections_closed_total{reason="credentials"}"#) == 1.0

@@ -327,6 +327,23 @@ impl Edge {
         answer
     }
 
+    /// What a handshake with one more header is answered with; an edge that lets it in is hung up on.
+    pub async fn handshake(&self, path: &str, header: &str) -> String {
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: Upgrade, close\r\nupgrade: websocket\r\n\
+             sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n{header}\r\n"
+        );
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.windows(4).any(|end| end == b"\r\n\r\n") || !answer.starts_with(b"HTTP/1.1 101") {
+            if within("the answer", stream.read_buf(&mut answer)).await.unwrap() == 0 {
+                break;
+            }
+        }
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
     pub async fn stop(self) {
         self.stop_and_measure().await;
     }
