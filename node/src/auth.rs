@@ -30,7 +30,7 @@ pub use self::{
     credential::{Credential, MAX_CREDENTIAL_BYTES, Secret},
     identity::{ClaimNames, Identity, Proof},
     pattern::{InvalidPattern, Pattern},
-    permissions::{Denied, Permissions},
+    permissions::{Denied, Permissions, default_private},
 };
 use crate::ops::metrics::Registry;
 

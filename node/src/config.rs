@@ -13,13 +13,8 @@ use std::{
 
 use toml::Table;
 
-pub use self::reader::{Fault, Faults, Section, Size, Span};
+use self::reader::{Fault, Faults, Section};
 use crate::{auth, edge, ingest, mesh, ops, source, transform::RouteConfig};
-
-/// Channels that are private unless the configuration lists others.
-pub fn default_private() -> HashSet<String> {
-    ["orders", "balances", "positions", "account"].map(str::to_owned).into()
-}
 
 /// Everything one peer is told, checked.
 #[derive(Clone, Debug)]
@@ -129,7 +124,7 @@ impl Config {
         let name = node.required::<String>("name");
         let region = node.required::<String>("region");
         let roles = roles(&mut node);
-        let private: HashSet<String> = node.or("private", default_private());
+        let private: HashSet<String> = node.or("private", auth::default_private());
         let data_dir = folder.join(node.or("data_dir", PathBuf::from("data")));
         for channel in private.iter().filter(|channel| !tickmesh_protocol::stream::is_part(channel)) {
             node.fault("private", format!("{channel:?} is no channel name"));

@@ -72,7 +72,7 @@ pub use self::{
     tiers::Tiers,
 };
 use crate::{
-    config::{Section, Size, Span},
+    config::reader::{Section, Size, Span},
     ops::{health::Condition, lifecycle::LifecycleEvents, metrics::Registry},
     ports::{FeedStore, IngestInput},
     source::{LogReader, SourceEvent},

@@ -8,7 +8,7 @@ pub mod metrics;
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use crate::config::Section;
+use crate::config::reader::Section;
 
 /// `[ops]` of the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::metrics::SourceMetrics;
 pub use self::starts::{Place, Starts};
-use crate::{config::Section, ops::health::Condition};
+use crate::{config::reader::Section, ops::health::Condition};
 
 /// Largest record that is taken from a log, in bytes; larger ones are dead letters.
 pub const MAX_RECORD_BYTES: usize = 1024 * 1024;
@@ -191,7 +191,7 @@ pub enum ReadError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Faults;
+    use crate::config::reader::Faults;
 
     fn read(text: &str) -> (Option<Config>, String) {
         let faults = Faults::default();

@@ -11,7 +11,7 @@ use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey};
 use reqwest::Url;
 
 use super::{ClaimNames, Pattern, credential::Secret, jwt};
-use crate::config::{Section, Span};
+use crate::config::reader::{Section, Span};
 
 /// Clocks of the exchange and of an edge may differ by this, unless the configuration says otherwise.
 const LEEWAY: Duration = Duration::from_secs(5);
@@ -245,7 +245,7 @@ impl JwtConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Faults;
+    use crate::config::reader::Faults;
 
     const SECRET: &str = "a secret of thirty-two bytes or so";
 

@@ -15,6 +15,11 @@ use tickmesh_protocol::StreamName;
 
 use super::{Identity, Pattern};
 
+/// Channels that are private unless the configuration lists others.
+pub fn default_private() -> HashSet<String> {
+    ["orders", "balances", "positions", "account"].map(str::to_owned).into()
+}
+
 /// What is configured.
 #[derive(Clone, Debug, Default)]
 pub struct Permissions {
@@ -84,7 +89,7 @@ mod tests {
     }
 
     fn private() -> Arc<HashSet<String>> {
-        Arc::new(crate::config::default_private())
+        Arc::new(default_private())
     }
 
     fn identity(user: &str, roles: &[&str], pairs: Option<&[&str]>) -> Identity {

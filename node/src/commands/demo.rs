@@ -128,7 +128,7 @@ impl Demo {
         let config = Config {
             name: peer.name.into(),
             region: peer.region.into(),
-            private: Arc::new(tickmesh::config::default_private()),
+            private: Arc::new(auth::default_private()),
             mesh: mesh::Config {
                 listen: vec!["/ip4/127.0.0.1/tcp/0".parse()?],
                 publishers: Some(publishers.to_vec()),

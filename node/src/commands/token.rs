@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Map, Value};
-use tickmesh::config::Span;
+use tickmesh::config::reader::Span;
 
 /// The secret of the demo's tokens, which everybody knows.
 pub const DEMO_SECRET: &str = "the demo's secret, which is none: everybody can read it";

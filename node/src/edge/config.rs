@@ -13,8 +13,8 @@ use ipnet::IpNet;
 
 use super::outbox::Bounds;
 use crate::{
-    auth::Permissions,
-    config::{Section, Size, Span, default_private},
+    auth::{Permissions, default_private},
+    config::reader::{Section, Size, Span},
 };
 
 /// Smallest queue, in bytes, that does not call every client slow: a `subscribed` for a hundred streams fits.
@@ -172,7 +172,7 @@ fn at_least(section: &mut Section, key: &'static str, default: usize, min: usize
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Faults;
+    use crate::config::reader::Faults;
 
     fn read(text: &str) -> (Config, Vec<String>) {
         let faults = Faults::default();

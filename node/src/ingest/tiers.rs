@@ -2,7 +2,7 @@
 
 use tickmesh_protocol::stream::is_part;
 
-use crate::config::Section;
+use crate::config::reader::Section;
 
 /// More standby regions than this are a mistake.
 const MAX_STANDBY: usize = 32;

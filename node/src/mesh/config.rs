@@ -6,7 +6,7 @@ use libp2p::{Multiaddr, multiaddr::Protocol};
 use tickmesh_protocol::PublisherKey;
 
 use super::{feeds, identity::PublisherId};
-use crate::config::Section;
+use crate::config::reader::Section;
 
 /// Where a node listens if its configuration says nothing.
 const DEFAULT_LISTEN: &str = "/ip4/0.0.0.0/tcp/7000";
@@ -84,7 +84,7 @@ fn is_tcp(address: &Multiaddr, side: Side) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{config::Faults, mesh::Identity};
+    use crate::{config::reader::Faults, mesh::Identity};
 
     fn read(text: &str) -> (Config, Vec<String>) {
         let faults = Faults::default();

@@ -3,7 +3,7 @@
 use tickmesh_protocol::stream::is_part;
 
 use super::jq::Filter;
-use crate::config::Section;
+use crate::config::reader::Section;
 
 /// One `[[route]]` of the configuration. Its jq programs have been seen to compile.
 #[derive(Clone, Debug, PartialEq, Eq)]

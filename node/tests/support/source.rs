@@ -15,7 +15,7 @@ use std::{
 };
 
 use tickmesh::{
-    config::{Faults, Section},
+    config::reader::{Faults, Section},
     ops::{
         health::{Health, State},
         metrics::Registry,

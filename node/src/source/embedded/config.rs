@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use tickmesh_protocol::stream::is_part;
 
 use super::market::Setting;
-use crate::{config::Section, ops::metrics::now_us};
+use crate::{config::reader::Section, ops::metrics::now_us};
 
 const SYMBOLS: [&str; 6] = ["btc_usdt", "eth_usdt", "sol_usdt", "bnb_usdt", "xrp_usdt", "doge_usdt"];
 const RATE: u64 = 200;
@@ -79,7 +79,7 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Faults;
+    use crate::config::reader::Faults;
 
     fn read(text: &str) -> (Option<Config>, String) {
         let faults = Faults::default();

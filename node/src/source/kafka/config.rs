@@ -6,7 +6,7 @@ use rdkafka::{ClientConfig, config::RDKafkaLogLevel};
 use regex::Regex;
 use serde::Deserialize;
 
-use crate::config::Section;
+use crate::config::reader::Section;
 
 /// Longest pattern of topic names, in bytes; a compiled one stays far below the regex crate's own memory limit.
 const MAX_PATTERN_BYTES: usize = 256;
@@ -276,7 +276,7 @@ fn read_properties(section: &mut Section) -> Option<Vec<(String, String)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Faults;
+    use crate::config::reader::Faults;
 
     fn read(text: &str) -> (Option<Config>, Vec<String>) {
         let faults = Faults::default();
