@@ -253,9 +253,21 @@ impl Shard {
         connection.outstanding.requests -= 1;
         connection.outstanding.streams -= ticket.streams;
         connection.outstanding.bytes -= ticket.bytes;
+        let identity = connection.identity.clone();
         let mut streams = Vec::with_capacity(granted.len());
         let mut positions = BTreeMap::new();
+        let mut all_rejected = ticket.rejected;
         for grant in granted {
+            // Meanwhile the client may have shown credentials that allow less.
+            if let Err(denied) = self.config.permissions.decide(identity.as_deref(), &grant.name) {
+                self.release([grant.id]);
+                all_rejected.push(Rejection {
+                    stream: grant.name.as_str().to_owned(),
+                    code: ErrorCode::Forbidden,
+                    message: denied.to_string(),
+                });
+                continue;
+            }
             if self.subscriptions.add(key, &grant) {
                 self.metrics.subscriptions.inc();
             } else {
@@ -271,7 +283,6 @@ impl Shard {
             connection = self.name_of(id),
             streams = streams.len()
         );
-        let mut all_rejected = ticket.rejected;
         all_rejected.extend(rejected);
         self.say(
             key,

@@ -197,6 +197,24 @@ async fn a_token_that_expires_is_warned_of_and_ends_the_connection_unless_renewe
 }
 
 #[tokio::test]
+async fn a_subscription_under_way_is_decided_by_the_newest_credentials() {
+    let guarded = edge(|_| {}).await;
+    let edge = &guarded.edge;
+    let mut alice = connect(edge, &format!("/ws?token={}", token("alice", 3600, json!({}))), None).await;
+    let held = edge.mesh.hold_answers();
+    let streams = ["trades.btc_usdt", "trades.eth_usdt"];
+    alice.send(json!({"action": "subscribe", "streams": streams})).await;
+    let less = token("alice", 3600, json!({"pairs": ["btc_*"]}));
+    alice.send(json!({"action": "authenticate", "token": less})).await;
+    assert_eq!(alice.next().await["event"], "authenticated");
+    drop(held);
+    let answer = alice.next().await;
+    assert_eq!(answer["streams"], json!(["trades.btc_usdt"]), "{answer}");
+    assert_eq!(answer["rejected"][0]["stream"], "trades.eth_usdt", "{answer}");
+    guarded.edge.stop().await;
+}
+
+#[tokio::test]
 async fn a_user_has_so_many_connections_by_handshake_or_later() {
     let guarded = edge(|config| config.max_connections_per_user = Some(1)).await;
     let edge = &guarded.edge;
