@@ -16,7 +16,7 @@ use axum::Router;
 use futures_util::future::BoxFuture;
 use libp2p::Multiaddr;
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::CancellationToken;
 
 use self::{
     connect::MeshUpstream,
@@ -63,8 +63,6 @@ struct Stages {
     edge: Option<Stage>,
     mesh: Option<Stage>,
     ops: Option<Stage>,
-    /// What the authenticator fetches and reads again ends with it.
-    auth: Option<DropGuard>,
 }
 
 struct Stage {
@@ -159,11 +157,10 @@ impl Bound {
         .context("cannot start the mesh (mesh.listen)")?;
         stages.mesh = Some(Stage { stop: mesh_stop, task });
 
-        let auth_stop = CancellationToken::new();
-        let authenticator =
-            Authenticator::open(&config.auth, &registry, auth_stop.clone()).context("cannot start [auth]")?;
-        stages.auth = Some(auth_stop.drop_guard());
         if let Some(edge) = edge {
+            let stop = CancellationToken::new();
+            let authenticator =
+                Authenticator::open(&config.auth, &registry, stop.clone()).context("cannot start [auth]")?;
             let parts = edge::Parts {
                 node: edge::NodeInfo { name: config.name.clone(), region: config.region.clone() },
                 upstream: Arc::new(MeshUpstream(mesh.clone())),
@@ -173,7 +170,6 @@ impl Bound {
                 registry: registry.clone(),
                 lifecycle: lifecycle.clone(),
             };
-            let stop = CancellationToken::new();
             let run = edge.run(parts, stop.clone());
             let task = tokio::spawn(async move {
                 if let Err(error) = run.await {
@@ -217,7 +213,7 @@ fn serve_ops(
 impl Running {
     /// Ends the stages one after the other, in the direction of the data, so that what was read is still delivered.
     pub async fn drain(self) {
-        let Stages { sources, ingest, edge, mesh, ops, auth: _auth } = self.stages;
+        let Stages { sources, ingest, edge, mesh, ops } = self.stages;
         for source in &sources {
             source.stop.cancel();
         }

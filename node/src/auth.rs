@@ -12,6 +12,7 @@ mod api_keys;
 mod breaker;
 mod config;
 mod credential;
+mod http;
 mod identity;
 mod introspection;
 mod jwks;
@@ -27,7 +28,7 @@ use self::{api_keys::ApiKeys, introspection::Introspection, jwt::Jwt};
 pub use self::{
     api_keys::{ApiKey, hash_of, new_api_key},
     config::{Config, IntrospectionConfig, JwtConfig, JwtKeys},
-    credential::{Credential, MAX_CREDENTIAL_BYTES, Secret},
+    credential::{Credential, MAX_CREDENTIAL_BYTES},
     identity::{ClaimNames, Identity, Proof},
     pattern::{InvalidPattern, Pattern},
     permissions::{Denied, Permissions, default_private},
@@ -126,12 +127,11 @@ impl Authenticator {
         }
         match credential {
             Credential::Token(token) => match (&self.jwt, &self.oauth2) {
-                (Some(jwt), Some(_)) if jwt::looks_like_one(token.reveal()) => {
+                (Some(jwt), oauth2) if oauth2.is_none() || jwt::looks_like_one(token.reveal()) => {
                     jwt.verify(token.reveal()).await
                 }
                 (_, Some(oauth2)) => oauth2.verify(token).await,
-                (Some(jwt), None) => jwt.verify(token.reveal()).await,
-                (None, None) => Err(Refusal::NotAccepted),
+                (_, None) => Err(Refusal::NotAccepted),
             },
             Credential::ApiKey(key) => {
                 self.api_keys.as_ref().ok_or(Refusal::NotAccepted)?.verify(key.reveal())

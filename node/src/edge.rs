@@ -64,7 +64,7 @@ use self::{
     admission::Admission,
     hub::{Hub, HubParts},
     metrics::EdgeMetrics,
-    queue::{FeedRoom, ShardQueue, ToHub},
+    queue::{FeedRoom, ShardQueue},
     shard::{Shard, ShardParts},
 };
 pub use self::{config::Config, hub::Servers, outbox::Bounds};
@@ -215,7 +215,7 @@ impl Bound {
         for (index, listener) in self.listeners.into_iter().enumerate() {
             let queue = Arc::new(ShardQueue::new(SHARD_QUEUE_BYTES, Arc::clone(&feed_room)));
             queues.push(Arc::clone(&queue));
-            let shard = Spawn {
+            let parts = ShardParts {
                 index,
                 config: Arc::clone(&config),
                 node: node.clone(),
@@ -225,11 +225,8 @@ impl Bound {
                 lifecycle: lifecycle.clone(),
                 hub: requests.clone(),
                 queue,
-                listener,
-                pages: pages.clone(),
-                max_connections,
-                stop: stop.clone(),
             };
+            let shard = Spawn { parts, listener, pages: pages.clone(), max_connections, stop: stop.clone() };
             threads.push(shard.spawn().map_err(RunError::Start)?);
         }
         drop(requests);
@@ -259,15 +256,7 @@ impl Bound {
 
 /// Everything a shard's thread starts with.
 struct Spawn {
-    index: usize,
-    config: Arc<Config>,
-    node: NodeInfo,
-    authenticator: Arc<Authenticator>,
-    admission: Arc<Admission>,
-    metrics: EdgeMetrics,
-    lifecycle: LifecycleEvents,
-    hub: mpsc::Sender<ToHub>,
-    queue: Arc<ShardQueue>,
+    parts: ShardParts,
     listener: TcpListener,
     pages: Router,
     max_connections: usize,
@@ -283,7 +272,7 @@ impl Spawn {
     fn spawn(self) -> io::Result<ShardThread> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (alive, ended) = mpsc::channel(1);
-        let handle = thread::Builder::new().name(format!("edge-{}", self.index)).spawn(move || {
+        let handle = thread::Builder::new().name(format!("edge-{}", self.parts.index)).spawn(move || {
             let _alive = alive;
             // A shard that fails takes the edge with it, rather than leave its clients without an answer.
             let _guard: DropGuard = self.stop.clone().drop_guard();
@@ -295,26 +284,17 @@ impl Spawn {
     async fn run(self) {
         let listener = match tokio::net::TcpListener::from_std(self.listener) {
             Ok(listener) => listener,
-            Err(error) => return tracing::error!(%error, shard = self.index, "a shard cannot listen"),
+            Err(error) => return tracing::error!(%error, shard = self.parts.index, "a shard cannot listen"),
         };
-        let shard = Shard::shared(ShardParts {
-            index: self.index,
-            config: self.config,
-            node: self.node,
-            authenticator: self.authenticator,
-            admission: self.admission,
-            metrics: self.metrics,
-            lifecycle: self.lifecycle,
-            hub: self.hub,
-            queue: Arc::clone(&self.queue),
-        });
+        let queue = Arc::clone(&self.parts.queue);
+        let shard = Shard::shared(self.parts);
         let accepting = tokio::task::spawn_local(http::accept(
             Rc::clone(&shard),
             listener,
             self.pages,
             self.max_connections,
         ));
-        tokio::task::spawn_local(shard::deliver(Rc::clone(&shard), self.queue));
+        tokio::task::spawn_local(shard::deliver(Rc::clone(&shard), queue));
         tokio::task::spawn_local(shard::keep_time(Rc::clone(&shard)));
         tokio::task::spawn_local(shard::tell_releases(Rc::clone(&shard)));
         self.stop.cancelled().await;

@@ -18,9 +18,10 @@ use axum::{Router, routing::any};
 use jsonwebtoken::Algorithm;
 use serde_json::Value;
 use tickmesh::auth::{
-    self, Authenticator, ClaimNames, Credential, IntrospectionConfig, JwtConfig, JwtKeys, Refusal, Secret,
+    self, Authenticator, ClaimNames, Credential, IntrospectionConfig, JwtConfig, JwtKeys, Refusal,
 };
 use tickmesh::ops::metrics::Registry;
+use tickmesh_protocol::client::Secret;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 

@@ -11,7 +11,7 @@ mod server;
 
 pub use codes::{CloseCode, ErrorCode};
 pub use request::{
-    ClientMessage, MAX_CLIENT_FRAME_BYTES, MAX_STREAMS_PER_REQUEST, ProtocolError, RequestId, Token,
+    ClientMessage, MAX_CLIENT_FRAME_BYTES, MAX_STREAMS_PER_REQUEST, ProtocolError, RequestId, Secret,
 };
 pub use server::{
     ControlMessage, DataMessage, InvalidServerMessage, Limits, Rejection, ServerMessage, write_data_message,

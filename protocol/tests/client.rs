@@ -10,7 +10,7 @@ use tickmesh_protocol::{
     Epoch, Position, Previous, Sequence, StreamName,
     client::{
         ClientMessage, CloseCode, ControlMessage, DataMessage, ErrorCode, Limits, MAX_CLIENT_FRAME_BYTES,
-        MAX_STREAMS_PER_REQUEST, ProtocolError, Rejection, RequestId, ServerMessage, Token,
+        MAX_STREAMS_PER_REQUEST, ProtocolError, Rejection, RequestId, Secret, ServerMessage,
         write_data_message,
     },
     position::MAX_SEQUENCE,
@@ -52,7 +52,7 @@ fn requests_are_these_texts() {
         (r#"{"action":"ping"}"#, ClientMessage::Ping { id: None }),
         (
             r#"{"action":"authenticate","id":5,"token":"a.b.c"}"#,
-            ClientMessage::Authenticate { id: id(5), token: Token("a.b.c".into()) },
+            ClientMessage::Authenticate { id: id(5), token: Secret::new("a.b.c") },
         ),
     ];
     for (text, message) in cases {

@@ -72,12 +72,7 @@ impl ApiKeys {
             generation: AtomicU64::new(0),
         });
         let watched = shared.clone();
-        tokio::spawn(async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = watched.watch(seen) => {}
-            }
-        });
+        tokio::spawn(stop.run_until_cancelled_owned(async move { watched.watch(seen).await }));
         Ok(Self(shared))
     }
 

@@ -9,8 +9,9 @@ use std::{
 
 use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey};
 use reqwest::Url;
+use tickmesh_protocol::client::Secret;
 
-use super::{ClaimNames, Pattern, credential::Secret, jwt};
+use super::{ClaimNames, Pattern, jwt};
 use crate::config::reader::{Section, Span};
 
 /// Clocks of the exchange and of an edge may differ by this, unless the configuration says otherwise.

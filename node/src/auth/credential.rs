@@ -1,8 +1,8 @@
 //! What a client shows to be let in, as it comes in the head of its request (RFC 6750 §2, and what browsers can send).
 
-use std::fmt;
-
 use axum::http::{HeaderMap, Uri, header};
+
+use tickmesh_protocol::client::Secret;
 
 use super::Refusal;
 
@@ -11,26 +11,6 @@ pub const MAX_CREDENTIAL_BYTES: usize = 8 * 1024;
 
 /// What comes before a token among the subprotocols: the one place besides the address where a browser can put it.
 const SUBPROTOCOL_PREFIX: &str = "bearer.";
-
-/// A text that does not print itself.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(Box<str>);
-
-impl Secret {
-    pub fn new(text: &str) -> Self {
-        Self(text.into())
-    }
-
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
 
 /// What a client shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,7 +30,7 @@ impl Credential {
 
     pub(super) fn len(&self) -> usize {
         match self {
-            Self::Token(secret) | Self::ApiKey(secret) => secret.0.len(),
+            Self::Token(secret) | Self::ApiKey(secret) => secret.reveal().len(),
         }
     }
 

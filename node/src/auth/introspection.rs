@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use futures_util::{
     FutureExt, StreamExt,
     future::{BoxFuture, Shared},
@@ -22,12 +22,11 @@ use futures_util::{
 use prometheus::IntGauge;
 use reqwest::{Client, Url};
 use serde_json::{Map, Value};
+use tickmesh_protocol::client::Secret;
 use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    ClaimNames, Identity, Proof, Refusal, breaker::Breaker, config::IntrospectionConfig, credential::Secret,
-};
+use super::{ClaimNames, Identity, Proof, Refusal, breaker::Breaker, config::IntrospectionConfig, http};
 use crate::ops::metrics::Registry;
 
 /// Answers kept at most: of tokens in use, and of others that were shown lately.
@@ -90,8 +89,7 @@ impl Introspection {
         registry: &Registry,
         stop: CancellationToken,
     ) -> anyhow::Result<Self> {
-        let client =
-            Client::builder().timeout(config.timeout).redirect(reqwest::redirect::Policy::none()).build()?;
+        let client = http::client(config.timeout)?;
         let server = Arc::new(Server {
             client,
             url: config.url.clone(),
@@ -105,13 +103,7 @@ impl Introspection {
                 .gauges("circuit_state", "Whether a target that failed is left alone: 1, or 0.", &["target"])
                 .with_label_values(&["oauth2"]),
         });
-        let rechecking = server.clone();
-        tokio::spawn(async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = rechecking.recheck_all() => {}
-            }
-        });
+        tokio::spawn(stop.run_until_cancelled_owned(server.clone().recheck_all()));
         Ok(Self(server))
     }
 
@@ -212,12 +204,8 @@ impl Server {
             .basic_auth(&self.client_id, Some(self.client_secret.reveal()))
             .header(reqwest::header::ACCEPT, "application/json")
             .form(&form);
-        let mut response = request.send().await.map_err(reqwest::Error::without_url)?.error_for_status()?;
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await? {
-            ensure!(body.len() + chunk.len() <= MAX_ANSWER_BYTES, "more than {MAX_ANSWER_BYTES} bytes");
-            body.extend_from_slice(&chunk);
-        }
+        let response = request.send().await.map_err(reqwest::Error::without_url)?;
+        let body = http::body(response, MAX_ANSWER_BYTES).await?;
         // What does not parse is not repeated: it may hold anything.
         let claims: Map<String, Value> =
             serde_json::from_slice(&body).ok().context("the answer is no JSON object")?;

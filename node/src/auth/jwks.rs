@@ -16,7 +16,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::Refusal;
+use super::{Refusal, http};
 
 /// How old keys may be: a provider that takes one back is believed after this.
 const REFRESH: Duration = Duration::from_secs(300);
@@ -93,17 +93,11 @@ fn signs(jwk: &Jwk) -> bool {
 impl Jwks {
     /// Fetches the keys now, and again and again until `stop`.
     pub(super) fn start(url: Url, algorithm: Algorithm, stop: CancellationToken) -> anyhow::Result<Self> {
-        let client =
-            Client::builder().timeout(TIMEOUT).redirect(reqwest::redirect::Policy::none()).build()?;
+        let client = http::client(TIMEOUT)?;
         let (sender, state) = watch::channel(State::default());
         let wanted = Arc::new(Notify::new());
         let fetching = Fetching { client, url, algorithm, wanted: wanted.clone(), state: sender };
-        tokio::spawn(async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = fetching.run() => {}
-            }
-        });
+        tokio::spawn(stop.run_until_cancelled_owned(fetching.run()));
         Ok(Self { state, wanted })
     }
 
@@ -173,15 +167,8 @@ impl Fetching {
     }
 
     async fn fetch(&self) -> anyhow::Result<KeySet> {
-        let mut response = self.client.get(self.url.clone()).send().await?.error_for_status()?;
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await? {
-            anyhow::ensure!(
-                body.len() + chunk.len() <= MAX_ANSWER_BYTES,
-                "more than {MAX_ANSWER_BYTES} bytes"
-            );
-            body.extend_from_slice(&chunk);
-        }
+        let response = self.client.get(self.url.clone()).send().await?;
+        let body = http::body(response, MAX_ANSWER_BYTES).await?;
         let keys = KeySet::of(&serde_json::from_slice(&body)?, self.algorithm);
         anyhow::ensure!(keys.len() > 0, "it names no key for {:?}", self.algorithm);
         Ok(keys)

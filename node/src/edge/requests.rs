@@ -6,9 +6,9 @@ use std::{
 };
 
 use tickmesh_protocol::{
-    StreamName,
+    Position, StreamName,
     client::{
-        ClientMessage, CloseCode, ControlMessage, ErrorCode, ProtocolError, Rejection, RequestId, Token,
+        ClientMessage, CloseCode, ControlMessage, ErrorCode, ProtocolError, Rejection, RequestId, Secret,
     },
 };
 use tokio::{sync::mpsc::error::TrySendError, time::Instant};
@@ -152,7 +152,7 @@ impl Shard {
             ClientMessage::Subscribe { id, streams } => self.subscribe(key, id, &streams, bytes),
             ClientMessage::Unsubscribe { id, streams } => self.unsubscribe(key, id, &streams),
             ClientMessage::Streams { id } => self.list(key, id),
-            ClientMessage::Authenticate { id, token } => self.authenticate(key, id, &token, bytes),
+            ClientMessage::Authenticate { id, token } => self.authenticate(key, id, token, bytes),
         }
     }
 
@@ -330,14 +330,8 @@ impl Shard {
         let (mut streams, mut positions, mut rejected) = (Vec::new(), BTreeMap::new(), Vec::new());
         let mut seen = HashSet::new();
         for name in names.iter().filter(|name| seen.insert(name.as_str())) {
-            let removed = self
-                .subscriptions
-                .id(name)
-                .and_then(|stream| Some((stream, self.subscriptions.remove(key, stream)?)));
-            match (name.parse::<StreamName>(), removed) {
-                (Ok(stream), Some((stream_id, position))) => {
-                    self.metrics.subscriptions.dec();
-                    self.release([stream_id]);
+            match (name.parse::<StreamName>(), self.end_subscription(key, name)) {
+                (Ok(stream), Some(position)) => {
                     positions.extend(position.map(|position| (stream.clone(), position)));
                     streams.push(stream);
                 }
@@ -357,7 +351,7 @@ impl Shard {
     }
 
     /// Has new credentials checked, which may take a moment.
-    fn authenticate(&mut self, key: usize, id: Option<RequestId>, token: &Token, bytes: usize) {
+    fn authenticate(&mut self, key: usize, id: Option<RequestId>, token: Secret, bytes: usize) {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
         };
@@ -365,7 +359,7 @@ impl Shard {
         connection.outstanding.bytes += bytes;
         let (connection, myself, authenticator) =
             (connection.id, self.myself.clone(), Arc::clone(&self.authenticator));
-        let credential = Credential::token(&token.0);
+        let credential = Credential::Token(token);
         tokio::task::spawn_local(async move {
             let checked = authenticator.authenticate(&credential).await;
             if let Some(shard) = myself.upgrade() {
@@ -427,6 +421,15 @@ impl Shard {
         self.flush(key, now);
     }
 
+    /// Ends one subscription of a client. Where its stream stood, if the client had it.
+    fn end_subscription(&mut self, key: usize, stream: &str) -> Option<Option<Position>> {
+        let id = self.subscriptions.id(stream)?;
+        let position = self.subscriptions.remove(key, id)?;
+        self.metrics.subscriptions.dec();
+        self.release([id]);
+        Some(position)
+    }
+
     /// Unsubscribes a client from what it may not have any more.
     fn end_what_is_forbidden(&mut self, key: usize) {
         let Some(who) = self.connections.get(key).and_then(|connection| connection.identity.clone()) else {
@@ -445,12 +448,8 @@ impl Shard {
         }
         let (mut streams, mut positions, mut rejected) = (Vec::new(), BTreeMap::new(), Vec::new());
         for (stream, denied) in forbidden {
-            let Some(stream_id) = self.subscriptions.id(stream.as_str()) else { continue };
-            if let Some(position) = self.subscriptions.remove(key, stream_id) {
-                self.metrics.subscriptions.dec();
-                self.release([stream_id]);
-                positions.extend(position.map(|position| (stream.clone(), position)));
-            }
+            let position = self.end_subscription(key, stream.as_str()).flatten();
+            positions.extend(position.map(|position| (stream.clone(), position)));
             rejected.push(Rejection {
                 stream: stream.as_str().to_owned(),
                 code: ErrorCode::Forbidden,

@@ -75,16 +75,27 @@ pub enum ClientMessage {
     Authenticate {
         #[serde(skip_serializing_if = "Option::is_none")]
         id: Option<RequestId>,
-        token: Token,
+        token: Secret,
     },
 }
 
-/// A token, which does not print itself.
+/// A credential: a text that does not print itself.
 #[derive(Clone, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
-pub struct Token(pub String);
+pub struct Secret(Box<str>);
 
-impl fmt::Debug for Token {
+impl Secret {
+    pub fn new(text: impl Into<Box<str>>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text itself, for who checks it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("***")
     }
@@ -143,7 +154,7 @@ impl ClientMessage {
             "streams" => Ok(Self::Streams { id }),
             "ping" => Ok(Self::Ping { id }),
             "authenticate" => match fields.token {
-                Some(Value::String(token)) => Ok(Self::Authenticate { id, token: Token(token) }),
+                Some(Value::String(token)) => Ok(Self::Authenticate { id, token: Secret::new(token) }),
                 _ => Err(bad(id, "\"token\" is missing or not a string".into())),
             },
             _ => Err(ProtocolError {
