@@ -246,18 +246,12 @@ impl JwtConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::reader::Faults;
+    use crate::config::reader::read_text;
 
     const SECRET: &str = "a secret of thirty-two bytes or so";
 
     fn read(text: &str) -> (Config, Vec<String>) {
-        let faults = Faults::default();
-        let mut section = Section::root(text.parse().unwrap(), faults.clone());
-        let config = Config::read(&mut section, Path::new("/nowhere"));
-        section.finish();
-        let faults =
-            faults.take().into_iter().map(|fault| format!("{}: {}", fault.key, fault.reason)).collect();
-        (config, faults)
+        read_text(text, |section| Config::read(section, Path::new("/nowhere")))
     }
 
     #[test]

@@ -220,3 +220,13 @@ fn split_unit(text: &str) -> (&str, &str) {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     text.split_at(digits)
 }
+
+/// Reads a text as one section, in tests: what was read, and each fault as "key: reason".
+#[cfg(test)]
+pub fn read_text<T>(text: &str, read: impl FnOnce(&mut Section) -> T) -> (T, Vec<String>) {
+    let faults = Faults::default();
+    let mut section = Section::root(text.parse().unwrap(), faults.clone());
+    let value = read(&mut section);
+    section.finish();
+    (value, faults.take().into_iter().map(|fault| format!("{}: {}", fault.key, fault.reason)).collect())
+}

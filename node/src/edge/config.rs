@@ -172,16 +172,10 @@ fn at_least(section: &mut Section, key: &'static str, default: usize, min: usize
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::reader::Faults;
+    use crate::config::reader::read_text;
 
     fn read(text: &str) -> (Config, Vec<String>) {
-        let faults = Faults::default();
-        let mut section = Section::root(text.parse().unwrap(), faults.clone());
-        let config = Config::read(&mut section);
-        section.finish();
-        let faults =
-            faults.take().into_iter().map(|fault| format!("{}: {}", fault.key, fault.reason)).collect();
-        (config, faults)
+        read_text(text, Config::read)
     }
 
     #[test]

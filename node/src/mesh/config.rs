@@ -84,14 +84,12 @@ fn is_tcp(address: &Multiaddr, side: Side) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{config::reader::Faults, mesh::Identity};
+    use crate::{config::reader::read_text, mesh::Identity};
 
+    /// The keys of the faults.
     fn read(text: &str) -> (Config, Vec<String>) {
-        let faults = Faults::default();
-        let mut section = Section::root(text.parse().unwrap(), faults.clone());
-        let config = Config::read(&mut section);
-        section.finish();
-        (config, faults.take().into_iter().map(|fault| fault.key).collect())
+        let (config, faults) = read_text(text, Config::read);
+        (config, faults.iter().filter_map(|fault| Some(fault.split_once(": ")?.0.to_owned())).collect())
     }
 
     #[test]

@@ -79,14 +79,10 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::reader::Faults;
+    use crate::config::reader::read_text;
 
     fn read(text: &str) -> (Option<Config>, String) {
-        let faults = Faults::default();
-        let mut section = Section::root(text.parse().unwrap(), faults.clone());
-        let config = Config::read(&mut section);
-        section.finish();
-        let faults: Vec<_> = faults.take().into_iter().map(|f| format!("{}: {}", f.key, f.reason)).collect();
+        let (config, faults) = read_text(text, Config::read);
         (config, faults.join("\n"))
     }
 

@@ -276,14 +276,10 @@ fn read_properties(section: &mut Section) -> Option<Vec<(String, String)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::reader::Faults;
+    use crate::config::reader::read_text;
 
     fn read(text: &str) -> (Option<Config>, Vec<String>) {
-        let faults = Faults::default();
-        let mut section = Section::root(text.parse().unwrap(), faults.clone());
-        let config = Config::read(&mut section);
-        section.finish();
-        (config, faults.take().into_iter().map(|fault| format!("{}: {}", fault.key, fault.reason)).collect())
+        read_text(text, Config::read)
     }
 
     #[test]
