@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! batches ─> hub ─> queue ─> shard ─> outbox of a connection ─> socket
-//!            │ └<─ fetches  per shard  │
-//!   heads of streams              requests of clients (back to the hub)
+//!            │ └<─ fetches  per shard  │    ^
+//!   heads of streams              requests  └ cursors of clients that come back
 //! ```
 //!
 //! Promised to a client: it sees `subscribed` before the first event of a stream; then every event after the position
@@ -15,6 +15,8 @@
 //! | `hub` | the state of every stream, one task |
 //! | `hub/joining`, `hub/repairs` | its subscribe requests; when what is missing is fetched |
 //! | `fetch` | one fetch of missing events, a task |
+//! | `recent` | what the hub gave out lately, for clients that come back |
+//! | `resume`, `replay` | cursors of those clients; what is fetched for them |
 //! | `queue` | what the hub and the shards say to each other |
 //! | `shard` | one thread with its connections: delivery, time, drain |
 //! | `connection`, `requests` | one client: its life, its requests |
@@ -33,7 +35,10 @@ mod inbox;
 mod metrics;
 mod outbox;
 mod queue;
+mod recent;
+mod replay;
 mod requests;
+mod resume;
 mod shard;
 mod subscriptions;
 
@@ -65,9 +70,10 @@ use self::{
     hub::{Hub, HubParts},
     metrics::EdgeMetrics,
     queue::{FeedRoom, ShardQueue},
+    recent::Recent,
     shard::{Shard, ShardParts},
 };
-pub use self::{config::Config, hub::Servers, outbox::Bounds};
+pub use self::{config::Config, hub::Servers, outbox::Bounds, resume::ResumeLimits};
 use crate::{
     auth::Authenticator,
     ops::{lifecycle::LifecycleEvents, metrics::Registry},
@@ -79,6 +85,9 @@ const SHARD_QUEUE_BYTES: usize = 32 * 1024 * 1024;
 
 /// Requests that wait for the hub, from all shards. It handles one in microseconds.
 const HUB_REQUESTS: usize = 4096;
+
+/// Cursors of clients that wait for a fetch, from all shards; more ask again a little later.
+const REPLAY_ASKS: usize = 4096;
 
 /// Connections that may wait for `accept`; the system may allow fewer.
 const LISTEN_BACKLOG: i32 = 4096;
@@ -211,6 +220,8 @@ impl Bound {
         let admission =
             Arc::new(Admission::new(config.max_connections_per_address, config.max_connections_per_user));
         let feed_room = Arc::new(FeedRoom::new(config.queue));
+        let recent = Arc::new(Recent::new(config.resume.memory));
+        let (asks, from_cursors) = mpsc::channel(REPLAY_ASKS);
         let (mut queues, mut threads) = (Vec::new(), Vec::new());
         for (index, listener) in self.listeners.into_iter().enumerate() {
             let queue = Arc::new(ShardQueue::new(SHARD_QUEUE_BYTES, Arc::clone(&feed_room)));
@@ -224,16 +235,21 @@ impl Bound {
                 metrics: metrics.clone(),
                 lifecycle: lifecycle.clone(),
                 hub: requests.clone(),
+                recent: Arc::clone(&recent),
+                asks: asks.clone(),
                 queue,
             };
             let shard = Spawn { parts, listener, pages: pages.clone(), max_connections, stop: stop.clone() };
             threads.push(shard.spawn().map_err(RunError::Start)?);
         }
-        drop(requests);
+        drop((requests, asks));
+        let replays = replay::Parts { upstream: Arc::clone(&upstream), shards: queues.clone() };
+        let replays = tokio::spawn(replay::run(replays, from_cursors));
         tracing::info!(address = %self.address, shards = threads.len(), "edge listens");
         let hub = Hub::new(HubParts {
             upstream,
             shards: queues,
+            recent,
             feed_room,
             leave_after: config.leave_after,
             join_timeout: config.join_timeout,
@@ -241,6 +257,7 @@ impl Bound {
         });
         hub.run(batches, from_shards, stop.clone()).await;
         stop.cancel();
+        replays.abort();
         let mut result = Ok(());
         for (index, mut thread) in threads.into_iter().enumerate() {
             // The sender is dropped when the thread ends, by a panic too; then it can be joined without waiting.

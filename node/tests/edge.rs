@@ -13,6 +13,9 @@ mod overload;
 #[path = "edge/repairs.rs"]
 mod repairs;
 #[cfg(test)]
+#[path = "edge/resume.rs"]
+mod resume;
+#[cfg(test)]
 #[path = "edge/servers.rs"]
 mod servers;
 #[cfg(test)]

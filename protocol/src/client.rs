@@ -11,8 +11,10 @@ mod server;
 
 pub use codes::{CloseCode, ErrorCode};
 pub use request::{
-    ClientMessage, MAX_CLIENT_FRAME_BYTES, MAX_STREAMS_PER_REQUEST, ProtocolError, RequestId, Secret,
+    ClientMessage, LastSeen, MAX_CLIENT_FRAME_BYTES, MAX_STREAMS_PER_REQUEST, ProtocolError, RequestId,
+    ResumeFrom, Secret,
 };
 pub use server::{
-    ControlMessage, DataMessage, InvalidServerMessage, Limits, Rejection, ServerMessage, write_data_message,
+    ControlMessage, DataMessage, InvalidServerMessage, Limits, Rejection, Resumed, ServerMessage,
+    write_data_message,
 };

@@ -9,9 +9,9 @@ use serde_json::json;
 use tickmesh_protocol::{
     Epoch, Position, Previous, Sequence, StreamName,
     client::{
-        ClientMessage, CloseCode, ControlMessage, DataMessage, ErrorCode, Limits, MAX_CLIENT_FRAME_BYTES,
-        MAX_STREAMS_PER_REQUEST, ProtocolError, Rejection, RequestId, Secret, ServerMessage,
-        write_data_message,
+        ClientMessage, CloseCode, ControlMessage, DataMessage, ErrorCode, LastSeen, Limits,
+        MAX_CLIENT_FRAME_BYTES, MAX_STREAMS_PER_REQUEST, ProtocolError, Rejection, RequestId, ResumeFrom,
+        Resumed, Secret, ServerMessage, write_data_message,
     },
     position::MAX_SEQUENCE,
 };
@@ -47,6 +47,35 @@ fn requests_are_these_texts() {
         (
             r#"{"action":"unsubscribe","id":2,"streams":["trades.btc_usdt"]}"#,
             ClientMessage::Unsubscribe { id: id(2), streams: names(&["trades.btc_usdt"]) },
+        ),
+        (
+            r#"{"action":"resume","id":6,"streams":["orders.alice"],"lastSequence":9007199254740991}"#,
+            ClientMessage::Resume {
+                id: id(6),
+                from: ResumeFrom::Last {
+                    streams: names(&["orders.alice"]),
+                    sequence: Sequence::new(MAX_SEQUENCE).unwrap(),
+                },
+            },
+        ),
+        (
+            r#"{"action":"resume","positions":{"a.b":{"epoch":"00000000000000fe","sequence":7},"a.c":8,"a.d":null}}"#,
+            ClientMessage::Resume {
+                id: None,
+                from: ResumeFrom::Positions {
+                    positions: BTreeMap::from([
+                        (
+                            "a.b".into(),
+                            LastSeen::At(Position {
+                                epoch: Epoch::from_u64(0xfe),
+                                sequence: Sequence::new(7).unwrap(),
+                            }),
+                        ),
+                        ("a.c".into(), LastSeen::Sequence(Sequence::new(8).unwrap())),
+                        ("a.d".into(), LastSeen::Nothing),
+                    ]),
+                },
+            },
         ),
         (r#"{"action":"streams","id":3}"#, ClientMessage::Streams { id: id(3) }),
         (r#"{"action":"ping"}"#, ClientMessage::Ping { id: None }),
@@ -94,6 +123,8 @@ fn refused(text: &str) -> ProtocolError {
     ClientMessage::parse(text).unwrap_err()
 }
 
+const RESUME_FORM: &str = "either \"streams\" and \"lastSequence\", or \"positions\" with 1 to 1024 streams";
+
 #[test]
 fn bad_requests_are_answered_with_what_to_mend() {
     let cases = [
@@ -125,6 +156,31 @@ fn bad_requests_are_answered_with_what_to_mend() {
         ),
         (r#"{"action":"subscribe","streams":[]}"#, "\"streams\" must name 1 to 1024 streams"),
         (r#"{"action":"unsubscribe","streams":["a.b",1]}"#, "\"streams\" must hold only strings"),
+        (r#"{"action":"resume"}"#, RESUME_FORM),
+        (r#"{"action":"resume","streams":["a.b"]}"#, RESUME_FORM),
+        (r#"{"action":"resume","streams":["a.b"],"lastSequence":1,"positions":{"a.b":1}}"#, RESUME_FORM),
+        (r#"{"action":"resume","positions":{}}"#, RESUME_FORM),
+        (r#"{"action":"resume","positions":["a.b"]}"#, RESUME_FORM),
+        (
+            r#"{"action":"resume","streams":["a.b"],"lastSequence":-1}"#,
+            "\"lastSequence\" must be an integer from 0 to 2^53 - 1",
+        ),
+        (
+            r#"{"action":"resume","positions":{"a.b":1.5}}"#,
+            "the position of \"a.b\" must be an integer from 0 to 2^53 - 1",
+        ),
+        (
+            r#"{"action":"resume","positions":{"a.b":1152921504606846976}}"#,
+            "the position of \"a.b\" must be an integer from 0 to 2^53 - 1",
+        ),
+        (
+            r#"{"action":"resume","positions":{"a.b":{"epoch":"FE","sequence":1}}}"#,
+            "the position of \"a.b\" must be {\"epoch\": 16 hexadecimal digits, \"sequence\": an integer}",
+        ),
+        (
+            r#"{"action":"resume","positions":{"a.b":"7"}}"#,
+            "the position of \"a.b\" must be a sequence, {\"epoch\", \"sequence\"} or null",
+        ),
     ];
     for (text, message) in cases {
         let error = refused(text);
@@ -149,7 +205,7 @@ fn an_unknown_action_is_named_shortly_and_keeps_its_id() {
     assert_eq!(error.code, ErrorCode::UnknownAction);
     assert_eq!(
         error.message,
-        r#"no action "Subscribe"; known: subscribe, unsubscribe, streams, authenticate, ping"#
+        r#"no action "Subscribe"; known: subscribe, unsubscribe, resume, streams, authenticate, ping"#
     );
     assert_eq!(serde_json::to_value(&error.id).unwrap(), json!("x"));
     let long = refused(&format!(r#"{{"action":"{}"}}"#, "é".repeat(10_000)));
@@ -186,11 +242,11 @@ fn positions() -> BTreeMap<StreamName, Position> {
 }
 
 fn control_frames() -> Vec<(&'static str, ControlMessage)> {
-    let rejected = vec![Rejection {
-        stream: "Trades.".into(),
-        code: ErrorCode::UnknownStream,
-        message: "no \"such\"".into(),
-    }];
+    let rejected = vec![Rejection::new("Trades.", ErrorCode::UnknownStream, "no \"such\"")];
+    let gap = Rejection {
+        oldest: positions().into_values().next(),
+        ..Rejection::new("trades.btc_usdt", ErrorCode::ResumeGap, "gone")
+    };
     let limits = Limits { streams: 100, message_bytes: 65536, queue_frames: 1024, queue_bytes: 1048576 };
     let streams = vec![stream("trades.btc_usdt")];
     vec![
@@ -211,6 +267,15 @@ fn control_frames() -> Vec<(&'static str, ControlMessage)> {
                 streams: streams.clone(),
                 positions: positions(),
                 rejected,
+            },
+        ),
+        (
+            r#"{"event":"resumed","id":7,"streams":[{"stream":"trades.btc_usdt","from":null,"replayed":3}],"positions":{},"rejected":[{"stream":"trades.btc_usdt","code":"resume_gap","message":"gone","oldest":{"epoch":"00000000000000fe","sequence":9007199254740991}}]}"#,
+            ControlMessage::Resumed {
+                id: id(7),
+                streams: vec![Resumed { stream: stream("trades.btc_usdt"), from: None, replayed: 3 }],
+                positions: BTreeMap::new(),
+                rejected: vec![gap],
             },
         ),
         (

@@ -11,7 +11,7 @@ use std::{
 use governor::Quota;
 use ipnet::IpNet;
 
-use super::outbox::Bounds;
+use super::{outbox::Bounds, resume::ResumeLimits};
 use crate::{
     auth::{Permissions, default_private},
     config::reader::{Section, Size, Span},
@@ -65,6 +65,8 @@ pub struct Config {
     pub join_timeout: Duration,
     /// How long before a token expires its client is warned.
     pub token_warning: Duration,
+    /// How much clients that come back are given of what they missed.
+    pub resume: ResumeLimits,
     /// Who may have which stream. Of the section itself only `anonymous`: streams for clients without credentials.
     pub permissions: Permissions,
 }
@@ -91,6 +93,7 @@ impl Default for Config {
             leave_after: Duration::from_secs(30),
             join_timeout: Duration::from_secs(2),
             token_warning: Duration::from_secs(60),
+            resume: ResumeLimits::default(),
             permissions: Permissions { private: Arc::new(default_private()), ..Permissions::default() },
         }
     }
@@ -114,6 +117,13 @@ impl Config {
         let at_once = requests.or("at_once", REQUESTS_AT_ONCE);
         requests.finish();
         let requests = quota(per_second, at_once);
+        let mut resume = section.section("resume");
+        let limits = ResumeLimits {
+            events: resume.or("events", default.resume.events),
+            age: span(&mut resume, "age", default.resume.age),
+            memory: resume.or("memory", Size(default.resume.memory)).0,
+        };
+        resume.finish();
         let config = Self {
             listen: section.parsed("listen").unwrap_or(default.listen),
             shards: at_least(section, "shards", default.shards, 1, MAX_SHARDS),
@@ -135,6 +145,7 @@ impl Config {
             leave_after: span(section, "leave_after", default.leave_after),
             join_timeout: span(section, "join_timeout", default.join_timeout),
             token_warning: span(section, "token_warning", default.token_warning),
+            resume: limits,
             permissions: Permissions { anonymous: section.parsed_list("anonymous"), ..default.permissions },
         };
         if config.idle_timeout <= config.ping_interval {

@@ -21,6 +21,7 @@ use super::{
     inbox::Inbox,
     outbox::{Bounds, Outbox, Pushed, Written},
     queue::ConnectionId,
+    resume::Replaying,
 };
 use crate::{auth::Identity, ops::metrics::now_us};
 
@@ -88,6 +89,8 @@ pub struct Connection {
     pub inbox: Inbox,
     pub outbox: Outbox,
     pub outstanding: Outstanding,
+    /// What it is still being given of what it missed; most connections have missed nothing.
+    pub replaying: Option<Box<Replaying>>,
     pub phase: Phase,
     /// Protocol errors since the last good request.
     pub errors_in_row: u32,
@@ -162,6 +165,7 @@ impl Connection {
             inbox: Inbox::default(),
             outbox: Outbox::default(),
             outstanding: Outstanding::default(),
+            replaying: None,
             phase: Phase::Open,
             errors_in_row: 0,
             last_heard: now,

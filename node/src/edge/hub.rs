@@ -40,6 +40,7 @@ use super::{
     Upstream, frame,
     metrics::{ChannelMetrics, Channels, EdgeMetrics},
     queue::{FeedRoom, Frame, FrameEvent, ShardQueue, StreamId, ToHub, ToShard},
+    recent::{Recent, RecentFrame},
 };
 
 /// Most topics joined at once. Gossip announces them to every neighbour; 10,000 are known to work, the usual edge
@@ -59,6 +60,8 @@ const TICK: Duration = Duration::from_secs(1);
 pub struct HubParts {
     pub upstream: Arc<dyn Upstream>,
     pub shards: Vec<Arc<ShardQueue>>,
+    /// Where what is given out is kept for clients that come back.
+    pub recent: Arc<Recent>,
     /// How much of what was fetched the shards are given at once.
     pub feed_room: Arc<FeedRoom>,
     pub leave_after: Duration,
@@ -69,6 +72,7 @@ pub struct HubParts {
 pub struct Hub {
     upstream: Arc<dyn Upstream>,
     shards: Vec<Arc<ShardQueue>>,
+    recent: Arc<Recent>,
     /// What goes into each shard's queue next; given over as a whole.
     outgoing: Vec<Vec<ToShard>>,
     names: HashMap<StreamName, usize>,
@@ -122,12 +126,13 @@ struct TopicState {
 
 impl Hub {
     pub fn new(parts: HubParts) -> Self {
-        let HubParts { upstream, shards, feed_room, leave_after, join_timeout, metrics } = parts;
+        let HubParts { upstream, shards, recent, feed_room, leave_after, join_timeout, metrics } = parts;
         Self {
             repairs: Repairs::new(upstream.servers(), feed_room),
             upstream,
             outgoing: shards.iter().map(|_| Vec::new()).collect(),
             shards,
+            recent,
             names: HashMap::new(),
             streams: Slab::new(),
             topics: HashMap::new(),
@@ -226,10 +231,9 @@ impl Hub {
         for output in self.outputs.drain(..) {
             match output {
                 Output::Deliver(event) => {
-                    let reset = reset.take();
-                    if stream.subscriptions > 0 {
-                        send(stream, key, &event, reset, &mut self.outgoing);
-                    }
+                    let frame = frame_of(&event, reset.take());
+                    send(stream, key, &frame, &mut self.outgoing);
+                    self.recent.keep(StreamId(key), frame);
                 }
                 Output::Reset(epoch) => {
                     tracing::warn!(stream = %stream.name, %epoch, "stream is numbered anew");
@@ -298,6 +302,7 @@ impl Hub {
         };
         self.idle.remove(&(since, key));
         self.forget_repair(key);
+        self.recent.forget(StreamId(key));
         let stream = self.streams.remove(key);
         self.names.remove(&stream.name);
         if let Some(topic) = self.topics.get_mut(&stream.topic) {
@@ -309,28 +314,33 @@ impl Hub {
     }
 }
 
-/// Makes the frame of an event, and of the reset before it, and puts it out for each shard that has subscribers.
-fn send(stream: &Stream, key: usize, event: &Event, reset: Option<Epoch>, outgoing: &mut [Vec<ToShard>]) {
-    let Some(channel) = &stream.channel else {
+/// Makes the frame of an event, and of the reset before it.
+fn frame_of(event: &Event, reset: Option<Epoch>) -> RecentFrame {
+    let stream = &event.stream;
+    RecentFrame {
+        position: event.position(),
+        engine_time_us: event.engine_time_us,
+        reset: reset.map(|epoch| frame::control(&ControlMessage::Reset { stream: stream.clone(), epoch })),
+        bytes: frame::data(event),
+    }
+}
+
+/// Puts a frame out for each shard that has subscribers.
+fn send(stream: &Stream, key: usize, frame: &RecentFrame, outgoing: &mut [Vec<ToShard>]) {
+    let Some(channel) = stream.channel.as_ref().filter(|_| stream.subscriptions > 0) else {
         return;
     };
-    let id = StreamId(key);
-    let reset = reset
-        .map(|epoch| frame::control(&ControlMessage::Reset { stream: stream.name.clone(), epoch }))
-        .map(|bytes| (bytes, None));
-    let event_frame = (
-        frame::data(event),
-        Some(FrameEvent {
-            position: event.position(),
-            engine_time_us: event.engine_time_us,
-            channel: Arc::clone(channel),
-        }),
-    );
-    for (bytes, event) in reset.into_iter().chain([event_frame]) {
+    let reset = frame.reset.clone().map(|bytes| (bytes, None));
+    let event = FrameEvent {
+        position: frame.position,
+        engine_time_us: frame.engine_time_us,
+        channel: Arc::clone(channel),
+    };
+    for (bytes, event) in reset.into_iter().chain([(frame.bytes.clone(), Some(event))]) {
         for (messages, subscriptions) in outgoing.iter_mut().zip(&stream.by_shard) {
             if *subscriptions > 0 {
                 messages.push(ToShard::Frame(Frame {
-                    stream: id,
+                    stream: StreamId(key),
                     bytes: bytes.clone(),
                     event: event.clone(),
                 }));

@@ -4,6 +4,8 @@ use std::{collections::HashMap, sync::Arc};
 
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge};
 
+use tickmesh_protocol::client::{ErrorCode, Rejection};
+
 use crate::ops::metrics::Registry;
 
 /// What the edge counts. Cheap to clone.
@@ -23,6 +25,9 @@ pub struct EdgeMetrics {
     pub early: IntCounter,
     pub client_queue_frames: IntGauge,
     pub slow_client_disconnects: IntCounter,
+    /// Missed events sent to clients that came back.
+    pub replayed: IntCounter,
+    resumed: IntCounterVec,
     auth_rejections: IntCounterVec,
     /// Frames that a shard's queue did not take, counted once per event and shard.
     pub dropped_shard_full: IntCounter,
@@ -86,6 +91,13 @@ impl EdgeMetrics {
             ),
             slow_client_disconnects: registry
                 .counter("slow_client_disconnects_total", "Connections closed with 4408."),
+            replayed: registry
+                .counter("events_replayed_total", "Missed events sent to clients that came back."),
+            resumed: registry.counters(
+                "streams_resumed_total",
+                "Streams that clients came back to, by whether all that they had missed could be sent.",
+                &["complete"],
+            ),
             auth_rejections: registry.counters(
                 "auth_rejections_total",
                 "Credentials that were not accepted, by the reason.",
@@ -106,6 +118,14 @@ impl EdgeMetrics {
                 &["channel"],
             ),
         }
+    }
+
+    /// Streams of an answered resume request.
+    pub fn count_resumed(&self, complete: usize, rejected: &[Rejection]) {
+        let gap =
+            |rejection: &&Rejection| matches!(rejection.code, ErrorCode::ResumeGap | ErrorCode::EpochChanged);
+        self.resumed.with_label_values(&["yes"]).inc_by(complete as u64);
+        self.resumed.with_label_values(&["no"]).inc_by(rejected.iter().filter(gap).count() as u64);
     }
 
     pub fn auth_rejected(&self, reason: &str) {

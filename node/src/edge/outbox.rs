@@ -118,6 +118,11 @@ impl Outbox {
         self.queue.len()
     }
 
+    /// Whether the queue is within these bounds.
+    pub fn has_room(&self, bounds: Bounds) -> bool {
+        self.queue.len() < bounds.frames && self.queued_bytes < bounds.bytes
+    }
+
     /// Whether a quarter of the bounds is used: the client does not take what it is sent as fast as it comes.
     pub fn is_crowded(&self, bounds: Bounds) -> bool {
         self.queue.len() > bounds.frames / 4 || self.queued_bytes > bounds.bytes / 4

@@ -1,6 +1,7 @@
 //! The hand-over from the hub to a shard: frames and confirmations in one order.
 
 use std::{
+    collections::HashMap,
     mem,
     sync::{
         Arc, Mutex, PoisonError,
@@ -10,12 +11,16 @@ use std::{
 
 use bytes::Bytes;
 use tickmesh_protocol::{
-    Event, Position, StreamName,
-    client::{Rejection, RequestId},
+    Event, Position, Sequence, StreamName,
+    client::{LastSeen, Rejection, RequestId},
 };
 use tokio::sync::Notify;
 
-use super::{metrics::ChannelMetrics, outbox::Bounds};
+use super::{
+    metrics::ChannelMetrics,
+    outbox::Bounds,
+    replay::{Replayed, Waiter},
+};
 
 /// Names a stream between the hub and the shards. It may name another one later, but not before the last subscription has
 /// been released; and since a shard's queue keeps its order, no frame can reach the wrong stream.
@@ -60,6 +65,16 @@ pub struct Ticket {
     pub streams: usize,
     /// Bytes of the request, for the connection's account.
     pub bytes: usize,
+    /// Of a resume request: where the client goes on.
+    pub resume: Option<Resume>,
+}
+
+/// Where a client goes on.
+#[derive(Debug)]
+pub enum Resume {
+    /// On all streams after this number of their one partition.
+    Last(Sequence),
+    Positions(HashMap<StreamName, LastSeen>),
 }
 
 /// What the hub tells a shard.
@@ -67,6 +82,8 @@ pub struct Ticket {
 pub enum ToShard {
     Frame(Frame),
     Confirm(Confirmation),
+    /// What a client has missed, or that it cannot be had.
+    Replayed(Waiter, Replayed),
 }
 
 /// One frame for all subscribers of a stream.

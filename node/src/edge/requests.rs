@@ -8,7 +8,8 @@ use std::{
 use tickmesh_protocol::{
     Position, StreamName,
     client::{
-        ClientMessage, CloseCode, ControlMessage, ErrorCode, ProtocolError, Rejection, RequestId, Secret,
+        ClientMessage, CloseCode, ControlMessage, ErrorCode, ProtocolError, Rejection, RequestId, ResumeFrom,
+        Secret,
     },
 };
 use tokio::{sync::mpsc::error::TrySendError, time::Instant};
@@ -17,7 +18,7 @@ use super::{
     admission::Crowded,
     connection::{CLOSE_TIMEOUT, expires_ms},
     inbox::Incoming,
-    queue::{Confirmation, ConnectionId, Subscribe, Ticket, ToHub},
+    queue::{Confirmation, ConnectionId, Grant, Resume, Subscribe, Ticket, ToHub},
     shard::Shard,
 };
 use crate::{
@@ -121,7 +122,9 @@ impl Shard {
         let outstanding = &mut connection.outstanding;
         let must_wait = match &message {
             ClientMessage::Ping { .. } | ClientMessage::Authenticate { .. } => false,
-            ClientMessage::Subscribe { .. } => !outstanding.deferred.is_empty(),
+            ClientMessage::Subscribe { .. } | ClientMessage::Resume { .. } => {
+                !outstanding.deferred.is_empty()
+            }
             ClientMessage::Unsubscribe { .. } | ClientMessage::Streams { .. } => {
                 outstanding.requests > 0 || !outstanding.deferred.is_empty()
             }
@@ -149,14 +152,34 @@ impl Shard {
             ClientMessage::Ping { id } => {
                 self.say(key, &ControlMessage::Pong { id, timestamp: now_us() / 1000 });
             }
-            ClientMessage::Subscribe { id, streams } => self.subscribe(key, id, &streams, bytes),
+            ClientMessage::Subscribe { id, streams } => self.subscribe(key, id, &streams, bytes, None),
+            ClientMessage::Resume { id, from } => match from {
+                ResumeFrom::Last { streams, sequence } => {
+                    self.subscribe(key, id, &streams, bytes, Some(Resume::Last(sequence)));
+                }
+                ResumeFrom::Positions { positions } => {
+                    let names: Vec<_> = positions.keys().cloned().collect();
+                    // A name that is none is refused like in any other request.
+                    let positions =
+                        positions.into_iter().filter_map(|(name, at)| Some((name.parse().ok()?, at)));
+                    let resume = Resume::Positions(positions.collect());
+                    self.subscribe(key, id, &names, bytes, Some(resume));
+                }
+            },
             ClientMessage::Unsubscribe { id, streams } => self.unsubscribe(key, id, &streams),
             ClientMessage::Streams { id } => self.list(key, id),
             ClientMessage::Authenticate { id, token } => self.authenticate(key, id, token, bytes),
         }
     }
 
-    fn subscribe(&mut self, key: usize, id: Option<RequestId>, names: &[String], bytes: usize) {
+    fn subscribe(
+        &mut self,
+        key: usize,
+        id: Option<RequestId>,
+        names: &[String],
+        bytes: usize,
+        resume: Option<Resume>,
+    ) {
         let Some(connection) = self.connections.get(key) else {
             return;
         };
@@ -175,7 +198,7 @@ impl Shard {
         for name in names.iter().filter(|name| seen.insert(name.as_str())) {
             match self.permit(key, name, &mut room) {
                 Ok(stream) => wanted.push(stream),
-                Err((code, message)) => rejected.push(Rejection { stream: name.clone(), code, message }),
+                Err((code, message)) => rejected.push(Rejection::new(name, code, message)),
             }
         }
         lifecycle!(
@@ -186,10 +209,10 @@ impl Shard {
             refused = rejected.len()
         );
         if wanted.is_empty() {
-            return self.say(key, &subscribed(id, rejected));
+            return self.say(key, &nothing(resume.is_some(), id, rejected));
         }
         let count = wanted.len();
-        let ticket = Ticket { id, rejected, streams: count, bytes };
+        let ticket = Ticket { id, rejected, streams: count, bytes, resume };
         let subscribe = Subscribe { shard: self.index, connection: connection_id, ticket, streams: wanted };
         match self.hub.try_send(ToHub::Subscribe(subscribe)) {
             Ok(()) => {
@@ -228,16 +251,15 @@ impl Shard {
 
     /// The hub has no room for a request.
     fn refuse(&mut self, key: usize, request: ToHub) {
-        let ToHub::Subscribe(Subscribe { ticket: Ticket { id, mut rejected, .. }, streams, .. }) = request
+        let ToHub::Subscribe(Subscribe { ticket: Ticket { id, mut rejected, resume, .. }, streams, .. }) =
+            request
         else {
             return;
         };
-        rejected.extend(streams.iter().map(|stream| Rejection {
-            stream: stream.as_str().to_owned(),
-            code: ErrorCode::Overloaded,
-            message: "this edge has too many requests; ask again after a second".into(),
-        }));
-        self.say(key, &subscribed(id, rejected));
+        let message = "this edge has too many requests; ask again after a second";
+        let full = |stream: &StreamName| Rejection::new(stream.as_str(), ErrorCode::Overloaded, message);
+        rejected.extend(streams.iter().map(full));
+        self.say(key, &nothing(resume.is_some(), id, rejected));
     }
 
     /// Answers a subscribe request: the hub has decided all of its streams.
@@ -253,22 +275,46 @@ impl Shard {
         connection.outstanding.requests -= 1;
         connection.outstanding.streams -= ticket.streams;
         connection.outstanding.bytes -= ticket.bytes;
-        let identity = connection.identity.clone();
+        let (granted, forbidden) = self.permit_again(key, granted);
+        let rejected: Vec<_> = forbidden.into_iter().chain(rejected).collect();
+        let mut ticket = ticket;
+        match ticket.resume.take() {
+            Some(resume) => self.begin_resume(key, ticket, &resume, granted, rejected),
+            None => self.confirm_subscribed(key, ticket, granted, rejected),
+        }
+        self.handle_deferred(key);
+    }
+
+    /// Of the streams that were granted, what the client may have still: meanwhile it may have shown credentials that allow
+    /// less.
+    fn permit_again(&mut self, key: usize, granted: Vec<Grant>) -> (Vec<Grant>, Vec<Rejection>) {
+        let identity = self.connections.get(key).and_then(|connection| connection.identity.clone());
+        let (mut permitted, mut rejected) = (Vec::with_capacity(granted.len()), Vec::new());
+        for grant in granted {
+            match self.config.permissions.decide(identity.as_deref(), &grant.name) {
+                Ok(()) => permitted.push(grant),
+                Err(denied) => {
+                    self.release([grant.id]);
+                    let message = denied.to_string();
+                    rejected.push(Rejection::new(grant.name.as_str(), ErrorCode::Forbidden, message));
+                }
+            }
+        }
+        (permitted, rejected)
+    }
+
+    fn confirm_subscribed(
+        &mut self,
+        key: usize,
+        ticket: Ticket,
+        granted: Vec<Grant>,
+        rejected: Vec<Rejection>,
+    ) {
+        let Ticket { id, rejected: mut all_rejected, .. } = ticket;
         let mut streams = Vec::with_capacity(granted.len());
         let mut positions = BTreeMap::new();
-        let mut all_rejected = ticket.rejected;
         for grant in granted {
-            // Meanwhile the client may have shown credentials that allow less.
-            if let Err(denied) = self.config.permissions.decide(identity.as_deref(), &grant.name) {
-                self.release([grant.id]);
-                all_rejected.push(Rejection {
-                    stream: grant.name.as_str().to_owned(),
-                    code: ErrorCode::Forbidden,
-                    message: denied.to_string(),
-                });
-                continue;
-            }
-            if self.subscriptions.add(key, &grant) {
+            if self.subscriptions.add(key, &grant, true) {
                 self.metrics.subscriptions.inc();
             } else {
                 // It has the stream already; one subscription is enough.
@@ -277,18 +323,16 @@ impl Shard {
             positions.extend(grant.position.map(|position| (grant.name.clone(), position)));
             streams.push(grant.name);
         }
-        lifecycle!(
-            self.lifecycle,
-            Lifecycle::SubscriptionConfirmed,
-            connection = self.name_of(id),
-            streams = streams.len()
-        );
+        if let Some(connection) = self.connections.get(key) {
+            lifecycle!(
+                self.lifecycle,
+                Lifecycle::SubscriptionConfirmed,
+                connection = self.name_of(connection.id),
+                streams = streams.len()
+            );
+        }
         all_rejected.extend(rejected);
-        self.say(
-            key,
-            &ControlMessage::Subscribed { id: ticket.id, streams, positions, rejected: all_rejected },
-        );
-        self.handle_deferred(key);
+        self.say(key, &ControlMessage::Subscribed { id, streams, positions, rejected: all_rejected });
     }
 
     /// Handles the requests that have waited, as far as they need wait no longer.
@@ -298,6 +342,7 @@ impl Shard {
             let ready = match outstanding.deferred.front() {
                 Some((
                     ClientMessage::Subscribe { .. }
+                    | ClientMessage::Resume { .. }
                     | ClientMessage::Ping { .. }
                     | ClientMessage::Authenticate { .. },
                     _,
@@ -335,16 +380,10 @@ impl Shard {
                     positions.extend(position.map(|position| (stream.clone(), position)));
                     streams.push(stream);
                 }
-                (Ok(_), None) => rejected.push(Rejection {
-                    stream: name.clone(),
-                    code: ErrorCode::BadRequest,
-                    message: "not subscribed".into(),
-                }),
-                (Err(error), _) => rejected.push(Rejection {
-                    stream: name.clone(),
-                    code: ErrorCode::UnknownStream,
-                    message: error.to_string(),
-                }),
+                (Ok(_), None) => rejected.push(Rejection::new(name, ErrorCode::BadRequest, "not subscribed")),
+                (Err(error), _) => {
+                    rejected.push(Rejection::new(name, ErrorCode::UnknownStream, error.to_string()));
+                }
             }
         }
         self.say(key, &ControlMessage::Unsubscribed { id, streams, positions, rejected });
@@ -424,7 +463,8 @@ impl Shard {
     /// Ends one subscription of a client. Where its stream stood, if the client had it.
     fn end_subscription(&mut self, key: usize, stream: &str) -> Option<Option<Position>> {
         let id = self.subscriptions.id(stream)?;
-        let position = self.subscriptions.remove(key, id)?;
+        let behind = self.end_replay(key, id);
+        let position = behind.or(self.subscriptions.remove(key, id))?;
         self.metrics.subscriptions.dec();
         self.release([id]);
         Some(position)
@@ -438,7 +478,7 @@ impl Shard {
         let forbidden: Vec<_> = self
             .subscriptions
             .of(key)
-            .filter_map(|members| {
+            .filter_map(|(_, members)| {
                 let denied = self.config.permissions.decide(Some(&who), &members.name).err()?;
                 Some((members.name.clone(), denied))
             })
@@ -450,11 +490,7 @@ impl Shard {
         for (stream, denied) in forbidden {
             let position = self.end_subscription(key, stream.as_str()).flatten();
             positions.extend(position.map(|position| (stream.clone(), position)));
-            rejected.push(Rejection {
-                stream: stream.as_str().to_owned(),
-                code: ErrorCode::Forbidden,
-                message: denied.to_string(),
-            });
+            rejected.push(Rejection::new(stream.as_str(), ErrorCode::Forbidden, denied.to_string()));
             streams.push(stream);
         }
         self.say(key, &ControlMessage::Unsubscribed { id: None, streams, positions, rejected });
@@ -462,8 +498,9 @@ impl Shard {
 
     fn list(&mut self, key: usize, id: Option<RequestId>) {
         let (mut streams, mut positions) = (Vec::new(), BTreeMap::new());
-        for members in self.subscriptions.of(key) {
-            positions.extend(members.last.map(|position| (members.name.clone(), position)));
+        for (stream, members) in self.subscriptions.of(key) {
+            let position = self.behind(key, stream).unwrap_or(members.last);
+            positions.extend(position.map(|position| (members.name.clone(), position)));
             streams.push(members.name.clone());
         }
         streams.sort_unstable();
@@ -471,8 +508,14 @@ impl Shard {
     }
 }
 
-fn subscribed(id: Option<RequestId>, rejected: Vec<Rejection>) -> ControlMessage {
-    ControlMessage::Subscribed { id, streams: Vec::new(), positions: BTreeMap::new(), rejected }
+/// The answer to a request of which no stream may be had.
+fn nothing(resume: bool, id: Option<RequestId>, rejected: Vec<Rejection>) -> ControlMessage {
+    let positions = BTreeMap::new();
+    if resume {
+        ControlMessage::Resumed { id, streams: Vec::new(), positions, rejected }
+    } else {
+        ControlMessage::Subscribed { id, streams: Vec::new(), positions, rejected }
+    }
 }
 
 /// What a client is told of refused credentials.
@@ -488,6 +531,7 @@ fn id_of(message: ClientMessage) -> Option<RequestId> {
     match message {
         ClientMessage::Subscribe { id, .. }
         | ClientMessage::Unsubscribe { id, .. }
+        | ClientMessage::Resume { id, .. }
         | ClientMessage::Streams { id }
         | ClientMessage::Authenticate { id, .. }
         | ClientMessage::Ping { id } => id,

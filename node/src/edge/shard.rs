@@ -32,6 +32,8 @@ use super::{
     metrics::EdgeMetrics,
     outbox::Pushed,
     queue::{ConnectionId, Frame, FrameEvent, ShardQueue, StreamId, ToHub, ToShard},
+    recent::Recent,
+    replay::Ask,
     subscriptions::Subscriptions,
 };
 use crate::{
@@ -74,6 +76,10 @@ pub struct Shard {
     pub connections: Slab<Connection>,
     pub subscriptions: Subscriptions,
     pub hub: mpsc::Sender<ToHub>,
+    /// What the hub gave out lately.
+    pub recent: Arc<Recent>,
+    /// For what is not there any more.
+    pub asks: mpsc::Sender<Ask>,
     /// Subscriptions that have ended and that the hub has not been told of; never more than there were.
     releases: Vec<StreamId>,
     releases_ready: Rc<Notify>,
@@ -107,6 +113,8 @@ pub struct ShardParts {
     pub metrics: EdgeMetrics,
     pub lifecycle: LifecycleEvents,
     pub hub: mpsc::Sender<ToHub>,
+    pub recent: Arc<Recent>,
+    pub asks: mpsc::Sender<Ask>,
     /// What the hub has for it.
     pub queue: Arc<ShardQueue>,
 }
@@ -117,8 +125,19 @@ impl Shard {
     }
 
     fn new(parts: ShardParts, myself: Weak<RefCell<Self>>) -> Self {
-        let ShardParts { index, config, node, authenticator, admission, metrics, lifecycle, hub, queue } =
-            parts;
+        let ShardParts {
+            index,
+            config,
+            node,
+            authenticator,
+            admission,
+            metrics,
+            lifecycle,
+            hub,
+            recent,
+            asks,
+            queue,
+        } = parts;
         Self {
             myself,
             accepts: authenticator.generation(),
@@ -132,6 +151,8 @@ impl Shard {
             connections: Slab::new(),
             subscriptions: Subscriptions::default(),
             hub,
+            recent,
+            asks,
             releases: Vec::new(),
             releases_ready: Rc::new(Notify::new()),
             slots: Rc::default(),
@@ -200,7 +221,7 @@ impl Shard {
     }
 
     /// Notes that a connection has something to write at the end of this round of deliveries.
-    fn mark(&mut self, key: usize) {
+    pub fn mark(&mut self, key: usize) {
         if let Some(connection) = self.connections.get_mut(key)
             && !mem::replace(&mut connection.dirty, true)
         {
@@ -214,6 +235,11 @@ impl Shard {
             if connection.blocked_since.is_none() {
                 connection.flush(&mut self.output, now);
             }
+            if connection.replaying.is_some() {
+                self.replay(key);
+            }
+        }
+        if let Some(connection) = self.connections.get_mut(key) {
             let crowded = connection.is_open() && connection.outbox.is_crowded(self.config.queue);
             if mem::replace(&mut connection.crowded, crowded) != crowded {
                 self.count_crowded(crowded);
@@ -253,6 +279,9 @@ impl Shard {
     }
 
     pub fn unsubscribe_all(&mut self, key: usize) {
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.replaying = None;
+        }
         let streams = self.subscriptions.remove_all(key);
         self.metrics.subscriptions.sub(streams.len() as i64);
         self.release(streams);
@@ -276,6 +305,10 @@ impl Shard {
                     self.confirm(confirmation);
                     self.mark(key);
                 }
+                ToShard::Replayed(waiter, replayed) => {
+                    self.replayed(waiter, replayed);
+                    self.mark(waiter.connection.key);
+                }
             }
         }
     }
@@ -286,7 +319,7 @@ impl Shard {
         };
         let mut overloaded = Vec::new();
         let mut queued = 0;
-        for key in &members.connections {
+        for key in &members.live {
             let Some(connection) = self.connections.get_mut(*key) else {
                 continue;
             };
@@ -299,6 +332,8 @@ impl Shard {
                 self.dirty.push(*key);
             }
         }
+        let before = members.last;
+        let waiting = members.waiting.clone();
         if let Some(FrameEvent { position, engine_time_us, channel }) = &frame.event {
             members.last = Some(*position);
             channel.delivered.inc_by(queued);
@@ -314,6 +349,9 @@ impl Shard {
         }
         for key in overloaded {
             self.overload(key, "its queue is full");
+        }
+        if !waiting.is_empty() {
+            self.pass_waiting(frame, waiting, before);
         }
     }
 

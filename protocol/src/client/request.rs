@@ -1,11 +1,12 @@
 //! Client → server: `{"action": A, "id"?: JSON scalar, ...}`.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::{Value, value::RawValue};
+use serde_json::{Map, Value, value::RawValue};
 
 use super::ErrorCode;
+use crate::{Position, Sequence};
 
 /// Largest message a client may send, in bytes: a subscribe with [`MAX_STREAMS_PER_REQUEST`] usual names fits.
 pub const MAX_CLIENT_FRAME_BYTES: usize = 64 * 1024;
@@ -62,6 +63,13 @@ pub enum ClientMessage {
         id: Option<RequestId>,
         streams: Vec<String>,
     },
+    /// Subscribes, and asks for what came after what the client has already.
+    Resume {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<RequestId>,
+        #[serde(flatten)]
+        from: ResumeFrom,
+    },
     /// Asks for the connection's subscriptions and their positions.
     Streams {
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -77,6 +85,31 @@ pub enum ClientMessage {
         id: Option<RequestId>,
         token: Secret,
     },
+}
+
+/// Where a client goes on, in one of two forms.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum ResumeFrom {
+    /// Streams that one partition numbers, so that one sequence says how far the client has got on all of them.
+    Last {
+        streams: Vec<String>,
+        #[serde(rename = "lastSequence")]
+        sequence: Sequence,
+    },
+    /// By stream.
+    Positions { positions: BTreeMap<String, LastSeen> },
+}
+
+/// The last that a client has of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum LastSeen {
+    At(Position),
+    /// In the epoch in which the stream is now. A client that names the epoch cannot be mistaken for one of another.
+    Sequence(Sequence),
+    /// Nothing: the stream had no event when the client subscribed.
+    Nothing,
 }
 
 /// A credential: a text that does not print itself.
@@ -118,6 +151,9 @@ struct Fields<'a> {
     #[serde(borrow, default, deserialize_with = "given")]
     id: Option<&'a RawValue>,
     streams: Option<Value>,
+    #[serde(rename = "lastSequence")]
+    last_sequence: Option<Value>,
+    positions: Option<Value>,
     token: Option<Value>,
 }
 
@@ -151,6 +187,11 @@ impl ClientMessage {
         match action.as_str() {
             "subscribe" => Ok(Self::Subscribe { streams: streams(fields.streams, &id)?, id }),
             "unsubscribe" => Ok(Self::Unsubscribe { streams: streams(fields.streams, &id)?, id }),
+            "resume" => Ok(Self::Resume {
+                from: resume_from(fields.streams, fields.last_sequence, fields.positions)
+                    .map_err(|message| bad(id.clone(), message))?,
+                id,
+            }),
             "streams" => Ok(Self::Streams { id }),
             "ping" => Ok(Self::Ping { id }),
             "authenticate" => match fields.token {
@@ -160,7 +201,7 @@ impl ClientMessage {
             _ => Err(ProtocolError {
                 code: ErrorCode::UnknownAction,
                 message: format!(
-                    "no action {:?}; known: subscribe, unsubscribe, streams, authenticate, ping",
+                    "no action {:?}; known: subscribe, unsubscribe, resume, streams, authenticate, ping",
                     shortened(&action)
                 ),
                 id,
@@ -170,19 +211,73 @@ impl ClientMessage {
 }
 
 fn streams(value: Option<Value>, id: &Option<RequestId>) -> Result<Vec<String>, ProtocolError> {
+    names(value).map_err(|message| bad(id.clone(), message))
+}
+
+fn names(value: Option<Value>) -> Result<Vec<String>, String> {
     let Some(Value::Array(items)) = value else {
-        return Err(bad(id.clone(), "\"streams\" must be a list of stream names".into()));
+        return Err("\"streams\" must be a list of stream names".into());
     };
     if items.is_empty() || items.len() > MAX_STREAMS_PER_REQUEST {
-        return Err(bad(id.clone(), format!("\"streams\" must name 1 to {MAX_STREAMS_PER_REQUEST} streams")));
+        return Err(format!("\"streams\" must name 1 to {MAX_STREAMS_PER_REQUEST} streams"));
     }
     items
         .into_iter()
         .map(|item| match item {
             Value::String(name) => Ok(name),
-            _ => Err(bad(id.clone(), "\"streams\" must hold only strings".into())),
+            _ => Err("\"streams\" must hold only strings".into()),
         })
         .collect()
+}
+
+fn resume_from(
+    streams: Option<Value>,
+    last: Option<Value>,
+    positions: Option<Value>,
+) -> Result<ResumeFrom, String> {
+    match (streams, last, positions) {
+        (Some(streams), Some(last), None) => Ok(ResumeFrom::Last {
+            streams: names(Some(streams))?,
+            sequence: sequence(&last).ok_or_else(|| not_a_sequence("\"lastSequence\""))?,
+        }),
+        (None, None, Some(Value::Object(positions)))
+            if (1..=MAX_STREAMS_PER_REQUEST).contains(&positions.len()) =>
+        {
+            let seen = positions.into_iter().map(|(stream, seen)| {
+                let seen = last_seen(&stream, seen)?;
+                Ok((stream, seen))
+            });
+            Ok(ResumeFrom::Positions { positions: seen.collect::<Result<_, String>>()? })
+        }
+        _ => Err(format!(
+            "either \"streams\" and \"lastSequence\", or \"positions\" with 1 to {MAX_STREAMS_PER_REQUEST} streams"
+        )),
+    }
+}
+
+fn last_seen(stream: &str, value: Value) -> Result<LastSeen, String> {
+    let what = || format!("the position of {:?}", shortened(stream));
+    match value {
+        Value::Null => Ok(LastSeen::Nothing),
+        Value::Number(_) => sequence(&value).map(LastSeen::Sequence).ok_or_else(|| not_a_sequence(&what())),
+        Value::Object(fields) => position(&fields).map(LastSeen::At).ok_or_else(|| {
+            format!("{} must be {{\"epoch\": 16 hexadecimal digits, \"sequence\": an integer}}", what())
+        }),
+        _ => Err(format!("{} must be a sequence, {{\"epoch\", \"sequence\"}} or null", what())),
+    }
+}
+
+fn position(fields: &Map<String, Value>) -> Option<Position> {
+    let epoch = fields.get("epoch")?.as_str()?.parse().ok()?;
+    Some(Position { epoch, sequence: sequence(fields.get("sequence")?)? })
+}
+
+fn sequence(value: &Value) -> Option<Sequence> {
+    Sequence::new(value.as_u64()?).ok()
+}
+
+fn not_a_sequence(what: &str) -> String {
+    format!("{what} must be an integer from 0 to 2^53 - 1")
 }
 
 fn bad(id: Option<RequestId>, message: String) -> ProtocolError {

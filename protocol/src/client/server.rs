@@ -28,6 +28,25 @@ pub struct Rejection {
     pub stream: String,
     pub code: ErrorCode,
     pub message: String,
+    /// Of a stream that cannot be resumed: the oldest event that could still be had, if there is any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oldest: Option<Position>,
+}
+
+impl Rejection {
+    pub fn new(stream: impl Into<String>, code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { stream: stream.into(), code, message: message.into(), oldest: None }
+    }
+}
+
+/// One stream of a resume request that missed nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resumed {
+    pub stream: StreamName,
+    /// Where the client stood; `null`: before the first event.
+    pub from: Option<Position>,
+    /// Events that it had missed and has been sent.
+    pub replayed: u64,
 }
 
 /// Everything an edge says that is not data.
@@ -49,6 +68,15 @@ pub enum ControlMessage {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         id: Option<RequestId>,
         streams: Vec<StreamName>,
+        positions: BTreeMap<StreamName, Position>,
+        rejected: Vec<Rejection>,
+    },
+    /// Everything that was missed on `streams` has been sent, and what is new follows on them. A stream that is rejected
+    /// with `resume_gap` or `epoch_changed` begins after its position in `positions`.
+    Resumed {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<RequestId>,
+        streams: Vec<Resumed>,
         positions: BTreeMap<StreamName, Position>,
         rejected: Vec<Rejection>,
     },

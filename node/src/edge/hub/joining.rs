@@ -154,6 +154,7 @@ impl Hub {
             let left: Vec<_> =
                 left.iter().filter(|(stream, _)| *stream == at).map(|(_, epoch)| *epoch).collect();
             stream.repair.note_left(&left);
+            self.recent.begin(StreamId(*key), position);
             stream.channel = Some(self.metrics.channel(&mut self.channels, stream.name.channel()));
             held.push((*key, outputs));
             self.joined_at.insert(*key, position);
@@ -239,5 +240,5 @@ impl Hub {
 }
 
 fn rejection(stream: &StreamName, code: ErrorCode, message: &str) -> Rejection {
-    Rejection { stream: stream.as_str().to_owned(), code, message: message.to_owned() }
+    Rejection::new(stream.as_str(), code, message)
 }
