@@ -17,6 +17,10 @@ const LARGE_FRAME_BYTES: usize = 16 * 1024;
 /// Capacity of the queue that a connection may keep while nothing is queued.
 const IDLE_CAPACITY_FRAMES: usize = 4;
 
+/// Pings that are answered each, though they come faster than the answers go out; of more, the newest. Only the last needs
+/// an answer (RFC 6455 §5.5.3), but a client that sends some at once may count.
+const MAX_PONGS: usize = 16;
+
 /// How much an [`Outbox`] may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
@@ -48,8 +52,7 @@ pub enum Written {
 pub struct Outbox {
     /// Rest of the frame whose first bytes are out.
     begun: Bytes,
-    /// Only the last ping needs its answer (RFC 6455 §5.5.3).
-    pong: Option<Bytes>,
+    pongs: VecDeque<Bytes>,
     ping: Option<Bytes>,
     queue: VecDeque<Bytes>,
     queued_bytes: usize,
@@ -72,11 +75,15 @@ impl Outbox {
         Pushed::Queued
     }
 
-    /// Answers a ping, instead of an older one that is not answered yet.
+    /// Answers a ping, instead of the oldest that is not answered yet if there are too many.
     pub fn pong(&mut self, frame: Bytes) {
-        if !self.closed {
-            self.pong = Some(frame);
+        if self.closed {
+            return;
         }
+        if self.pongs.len() >= MAX_PONGS {
+            self.pongs.pop_front();
+        }
+        self.pongs.push_back(frame);
     }
 
     pub fn ping(&mut self, frame: Bytes) {
@@ -99,7 +106,7 @@ impl Outbox {
             self.close = Some(frame);
         }
         self.closed = true;
-        (self.pong, self.ping, self.queued_bytes) = (None, None, 0);
+        (self.pongs, self.ping, self.queued_bytes) = (VecDeque::new(), None, 0);
         let dropped = self.queue.len();
         self.queue = VecDeque::new();
         dropped
@@ -108,7 +115,7 @@ impl Outbox {
     pub fn is_empty(&self) -> bool {
         self.begun.is_empty()
             && self.queue.is_empty()
-            && self.pong.is_none()
+            && self.pongs.is_empty()
             && self.ping.is_none()
             && self.close.is_none()
     }
@@ -130,6 +137,9 @@ impl Outbox {
 
     /// Gives memory back that a burst has left behind.
     pub fn shrink(&mut self) {
+        if self.pongs.is_empty() {
+            self.pongs = VecDeque::new();
+        }
         if self.queue.is_empty() && self.queue.capacity() > IDLE_CAPACITY_FRAMES {
             self.queue = VecDeque::new();
         }
@@ -171,7 +181,7 @@ impl Outbox {
     fn frames(&self) -> impl Iterator<Item = &Bytes> {
         std::iter::once(&self.begun)
             .filter(|begun| !begun.is_empty())
-            .chain(&self.pong)
+            .chain(&self.pongs)
             .chain(&self.ping)
             .chain(&self.queue)
             .chain(&self.close)
@@ -215,7 +225,7 @@ impl Outbox {
     }
 
     fn next_frame(&mut self) -> Option<Bytes> {
-        if let Some(frame) = self.pong.take().or_else(|| self.ping.take()) {
+        if let Some(frame) = self.pongs.pop_front().or_else(|| self.ping.take()) {
             return Some(frame);
         }
         if let Some(frame) = self.queue.pop_front() {
@@ -272,6 +282,21 @@ mod tests {
         });
         assert_eq!(written.unwrap(), Written::All);
         assert_eq!(out, [1, 1, 9]);
+    }
+
+    #[test]
+    fn every_ping_is_answered_or_of_too_many_the_newest() {
+        for (pings, answered) in [(10, 0..10), (MAX_PONGS as u8 + 3, 3..MAX_PONGS as u8 + 3)] {
+            let mut outbox = Outbox::default();
+            (0..pings).for_each(|ping| outbox.pong(vec![ping].into()));
+            let mut out = Vec::new();
+            let written = outbox.write(&mut Vec::new(), |bytes| {
+                out.extend_from_slice(bytes);
+                Ok(bytes.len())
+            });
+            assert_eq!(written.unwrap(), Written::All);
+            assert!(out.iter().copied().eq(answered), "{out:?}");
+        }
     }
 
     #[test]
