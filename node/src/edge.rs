@@ -19,7 +19,7 @@
 //! | `resume`, `replay` | cursors of those clients; what is fetched for them |
 //! | `queue` | what the hub and the shards say to each other |
 //! | `shard` | one thread with its connections: delivery, time, drain |
-//! | `connection`, `requests` | one client: its life, its requests |
+//! | `connection`, `incoming`, `requests` | one client: its life, what it sends, its requests |
 //! | `subscriptions` | which connection has which stream |
 //! | `inbox`, `outbox`, `frame` | bytes in and out, pure |
 //! | `http` | accept, handshake, pages |
@@ -32,6 +32,7 @@ mod frame;
 mod http;
 mod hub;
 mod inbox;
+mod incoming;
 mod metrics;
 mod outbox;
 mod queue;

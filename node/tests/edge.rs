@@ -292,6 +292,19 @@ async fn oversized_messages_and_garbage_close_with_their_code() {
 }
 
 #[tokio::test]
+async fn what_came_before_a_fault_is_answered_first() {
+    let edge = Edge::start(config()).await;
+    let mut client = edge.connect().await;
+    let request = br#"{"action":"ping"}"#;
+    let header = [0x81, 0x80 | request.len() as u8, 0, 0, 0, 0];
+    let reserved_bits = [0xF1, 0x80, 0, 0, 0, 0];
+    client.raw(&[&header[..], request, &reserved_bits].concat()).await;
+    assert_eq!(client.next().await["event"], "pong");
+    assert_eq!(client.close_code(false).await, 1002);
+    edge.stop().await;
+}
+
+#[tokio::test]
 async fn a_slow_reader_is_closed_while_others_get_everything() {
     let config = Config { queue: Bounds { frames: 64, bytes: 64 * 1024 }, shards: 1, ..config() };
     let edge = Edge::start(config).await;

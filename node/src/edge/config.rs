@@ -69,6 +69,9 @@ pub struct Config {
     pub resume: ResumeLimits,
     /// Who may have which stream. Of the section itself only `anonymous`: streams for clients without credentials.
     pub permissions: Permissions,
+    /// Messages come back as they are, and nothing else is said: for test suites of WebSocket itself, which
+    /// `examples/echo.rs` is for. No key of the section sets it.
+    pub echo: bool,
 }
 
 impl Default for Config {
@@ -95,6 +98,7 @@ impl Default for Config {
             token_warning: Duration::from_secs(60),
             resume: ResumeLimits::default(),
             permissions: Permissions { private: Arc::new(default_private()), ..Permissions::default() },
+            echo: false,
         }
     }
 }
@@ -147,6 +151,7 @@ impl Config {
             token_warning: span(section, "token_warning", default.token_warning),
             resume: limits,
             permissions: Permissions { anonymous: section.parsed_list("anonymous"), ..default.permissions },
+            echo: false,
         };
         if config.idle_timeout <= config.ping_interval {
             section.fault("idle_timeout", "must be longer than ping_interval, or no pong can come in time");

@@ -8,6 +8,7 @@ use tickmesh_protocol::{
 
 const FIN: u8 = 0x80;
 const TEXT: u8 = 0x1;
+const BINARY: u8 = 0x2;
 const CLOSE: u8 = 0x8;
 const PONG: u8 = 0xA;
 
@@ -28,16 +29,20 @@ pub fn data(event: &Event) -> Bytes {
     let mut frame = Vec::with_capacity(MAX_HEADER_BYTES + USUAL_HEAD_BYTES + event.data.len());
     frame.extend_from_slice(&[0; MAX_HEADER_BYTES]);
     write_data_message(&mut frame, &event.stream, event.sequence, event.previous, &event.data);
-    with_header(frame)
+    with_header(TEXT, frame)
 }
 
 /// The frame of everything an edge says that is not data.
 pub fn control(message: &ControlMessage) -> Bytes {
-    let text = message.to_json();
-    let mut frame = Vec::with_capacity(MAX_HEADER_BYTES + text.len());
-    frame.extend_from_slice(&[0; MAX_HEADER_BYTES]);
-    frame.extend_from_slice(text.as_bytes());
-    with_header(frame)
+    text(&message.to_json())
+}
+
+pub fn text(text: &str) -> Bytes {
+    whole(TEXT, text.as_bytes())
+}
+
+pub fn binary(payload: &[u8]) -> Bytes {
+    whole(BINARY, payload)
 }
 
 /// Answers a ping. `payload` is the ping's, at most [`MAX_CONTROL_PAYLOAD_BYTES`].
@@ -73,10 +78,17 @@ fn short(opcode: u8, payload: &[u8]) -> Bytes {
     frame.into()
 }
 
-/// Puts the header of a text frame directly before the payload, which begins at [`MAX_HEADER_BYTES`].
-fn with_header(mut frame: Vec<u8>) -> Bytes {
+fn whole(opcode: u8, payload: &[u8]) -> Bytes {
+    let mut frame = Vec::with_capacity(MAX_HEADER_BYTES + payload.len());
+    frame.extend_from_slice(&[0; MAX_HEADER_BYTES]);
+    frame.extend_from_slice(payload);
+    with_header(opcode, frame)
+}
+
+/// Puts the header of a frame directly before the payload, which begins at [`MAX_HEADER_BYTES`].
+fn with_header(opcode: u8, mut frame: Vec<u8>) -> Bytes {
     let length = frame.len() - MAX_HEADER_BYTES;
-    let mut header = [FIN | TEXT, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let mut header = [FIN | opcode, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     let header_bytes = match (u8::try_from(length), u16::try_from(length)) {
         (Ok(short @ 0..=125), _) => {
             header[1] = short;
@@ -113,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn text_of_every_length_form_is_read_by_another_implementation() {
+    fn messages_of_every_length_form_are_read_by_another_implementation() {
         for length in [0, 1, 100, 125, 126, 127, 65_000, 65_535, 65_536, 100_000] {
             let message = ControlMessage::Error {
                 id: None,
@@ -121,6 +133,8 @@ mod tests {
                 message: "x".repeat(length),
             };
             assert_eq!(read(&control(&message)), Message::Text(message.to_json().into()));
+            let payload = vec![0xFF; length];
+            assert_eq!(read(&binary(&payload)), Message::Binary(payload.into()));
         }
     }
 

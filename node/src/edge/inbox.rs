@@ -24,8 +24,7 @@ const PONG: u8 = 0xA;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Incoming {
     Text(String),
-    /// Its content is dropped as it comes: protocol v1 has no binary messages.
-    Binary,
+    Binary(Vec<u8>),
     Ping(Vec<u8>),
     Pong,
     /// The code, if there was one.
@@ -88,17 +87,26 @@ struct Frame {
 }
 
 #[derive(Debug)]
-enum Message {
-    Text(Vec<u8>),
-    Binary { bytes: usize },
+struct Message {
+    is_text: bool,
+    bytes: Vec<u8>,
+    /// Bytes of a text that are known to be UTF-8.
+    checked: usize,
 }
 
 impl Message {
-    fn bytes(&self) -> usize {
-        match self {
-            Self::Text(text) => text.len(),
-            Self::Binary { bytes } => *bytes,
+    /// Refuses a text that nothing could make UTF-8 any more, whatever else comes.
+    fn check(&mut self) -> Result<(), InvalidFrame> {
+        if !self.is_text {
+            return Ok(());
         }
+        match str::from_utf8(&self.bytes[self.checked..]) {
+            Ok(_) => self.checked = self.bytes.len(),
+            // Its last character is not complete.
+            Err(error) if error.error_len().is_none() => self.checked += error.valid_up_to(),
+            Err(_) => return Err(InvalidFrame::NotUtf8),
+        }
+        Ok(())
     }
 }
 
@@ -119,6 +127,7 @@ impl Inbox {
             };
             let whole = self.read_payload(&mut frame, input);
             if !whole {
+                self.check_begun()?;
                 self.frame = Some(frame);
                 return Ok(None);
             }
@@ -184,12 +193,10 @@ impl Inbox {
     }
 
     fn begin(&mut self, opcode: u8, length: u64) -> Result<usize, InvalidFrame> {
-        match opcode {
-            TEXT => self.message = Some(Message::Text(Vec::new())),
-            BINARY => self.message = Some(Message::Binary { bytes: 0 }),
-            _ => {}
+        if matches!(opcode, TEXT | BINARY) {
+            self.message = Some(Message { is_text: opcode == TEXT, bytes: Vec::new(), checked: 0 });
         }
-        let room = MAX_CLIENT_FRAME_BYTES - self.message.as_ref().map_or(0, Message::bytes);
+        let room = MAX_CLIENT_FRAME_BYTES - self.message.as_ref().map_or(0, |message| message.bytes.len());
         // A control frame is at most 125 bytes long, as checked; it may stand between the fragments of a message.
         usize::try_from(length)
             .ok()
@@ -208,14 +215,15 @@ impl Inbox {
         frame.taken += payload.len();
         if frame.opcode >= CLOSE {
             self.control.extend_from_slice(payload);
-        } else {
-            match &mut self.message {
-                Some(Message::Text(text)) => text.extend_from_slice(payload),
-                Some(Message::Binary { bytes }) => *bytes += payload.len(),
-                None => {}
-            }
+        } else if let Some(message) = &mut self.message {
+            message.bytes.extend_from_slice(payload);
         }
         frame.taken == frame.length
+    }
+
+    /// A message that is complete is checked as a whole; until then, what has come of it.
+    fn check_begun(&mut self) -> Result<(), InvalidFrame> {
+        self.message.as_mut().map_or(Ok(()), Message::check)
     }
 
     fn finish(&mut self, frame: &Frame) -> Result<Option<Incoming>, InvalidFrame> {
@@ -226,12 +234,12 @@ impl Inbox {
                 Ok(Some(Incoming::Pong))
             }
             CLOSE => close_code(&mem::take(&mut self.control)).map(Incoming::Close).map(Some),
-            _ if !frame.is_final => Ok(None),
+            _ if !frame.is_final => self.check_begun().map(|()| None),
             _ => match self.message.take() {
-                Some(Message::Text(text)) => {
-                    String::from_utf8(text).map(Incoming::Text).map(Some).map_err(|_| InvalidFrame::NotUtf8)
+                Some(Message { is_text: true, bytes, .. }) => {
+                    String::from_utf8(bytes).map(Incoming::Text).map(Some).map_err(|_| InvalidFrame::NotUtf8)
                 }
-                Some(Message::Binary { .. }) => Ok(Some(Incoming::Binary)),
+                Some(Message { bytes, .. }) => Ok(Some(Incoming::Binary(bytes))),
                 None => Ok(None),
             },
         }
@@ -362,6 +370,11 @@ mod tests {
         assert_eq!(parse(bytes, &[1000]).unwrap(), expected);
     }
 
+    /// The shortest bytes that nothing after them makes UTF-8: a lone continuation, an overlong form, a surrogate, beyond
+    /// U+10FFFF, a cut character.
+    const BROKEN: [&[u8]; 6] =
+        [&[0x80], &[0xC0], &[0xE0, 0x80], &[0xED, 0xA0], &[0xF4, 0x90], &[0xF0, 0x9F, b'a']];
+
     fn message() -> impl Strategy<Value = (Vec<u8>, Incoming)> {
         prop_oneof![
             (".{0,200}", 0_usize..4).prop_map(|(text, fragments)| {
@@ -376,7 +389,7 @@ mod tests {
                 (bytes, Incoming::Text(text))
             }),
             proptest::collection::vec(any::<u8>(), 0..300)
-                .prop_map(|data| (frame(0x82, &data), Incoming::Binary)),
+                .prop_map(|data| (frame(0x82, &data), Incoming::Binary(data))),
             proptest::collection::vec(any::<u8>(), 0..126)
                 .prop_map(|data| (frame(0x89, &data), Incoming::Ping(data))),
             Just((frame(0x8A, b"pong"), Incoming::Pong)),
@@ -393,6 +406,24 @@ mod tests {
             let bytes = messages.iter().flat_map(|(bytes, _)| bytes.clone()).collect();
             let expected: Vec<_> = messages.into_iter().map(|(_, message)| message).collect();
             prop_assert_eq!(parse(bytes, &sizes), Ok(expected));
+        }
+
+        #[test]
+        fn a_text_that_is_not_utf_8_is_refused_at_its_first_wrong_byte(
+            good in ".{0,100}",
+            broken in proptest::sample::select(&BROKEN[..]),
+            rest in 1_usize..50,
+            size in 1_usize..50,
+        ) {
+            let begun = [good.as_bytes(), broken].concat();
+            let mut whole = frame(0x81, &[&begun[..], &vec![b'x'; rest]].concat());
+            whole.truncate(whole.len() - rest);
+            let fragment = frame(0x01, &begun);
+            for up_to_there in [whole, fragment] {
+                prop_assert_eq!(parse(up_to_there.clone(), &[size]), Err(InvalidFrame::NotUtf8));
+                let before = up_to_there[..up_to_there.len() - 1].to_vec();
+                prop_assert_eq!(parse(before, &[size]), Ok(vec![]));
+            }
         }
 
         #[test]

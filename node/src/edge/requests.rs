@@ -17,7 +17,6 @@ use tokio::{sync::mpsc::error::TrySendError, time::Instant};
 use super::{
     admission::Crowded,
     connection::{CLOSE_TIMEOUT, expires_ms},
-    inbox::Incoming,
     queue::{Confirmation, ConnectionId, Grant, Resume, Subscribe, Ticket, ToHub},
     shard::Shard,
 };
@@ -38,64 +37,34 @@ const MAX_OUTSTANDING_REQUESTS: usize = 64;
 const MAX_OUTSTANDING_BYTES: usize = 256 * 1024;
 
 impl Shard {
-    /// Takes bytes from a client.
-    pub fn read_frames(&mut self, key: usize, mut bytes: &mut [u8], now: Instant) {
-        loop {
-            let Some(connection) = self.connections.get_mut(key).filter(|connection| !connection.deaf) else {
-                return;
-            };
-            connection.last_heard = now;
-            connection.pinged = false;
-            match connection.inbox.next(&mut bytes) {
-                Ok(None) => return,
-                Ok(Some(incoming)) => self.incoming(key, incoming, now),
-                Err(error) => {
-                    connection.deaf = true;
-                    self.close(key, error.close_code(), &error.to_string());
-                    return;
-                }
-            }
-        }
-    }
-
-    fn incoming(&mut self, key: usize, incoming: Incoming, now: Instant) {
+    /// Takes a text message of a client.
+    pub fn read_request(&mut self, key: usize, text: &str) {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
         };
-        match incoming {
-            Incoming::Close(code) => {
-                connection.closed_by_client(code, now);
-                self.unsubscribe_all(key);
+        match ClientMessage::parse(text) {
+            Ok(message) if connection.requests.check().is_err() => {
+                self.protocol_error(
+                    key,
+                    ProtocolError {
+                        code: ErrorCode::RateLimited,
+                        message: "too many requests; wait, then ask again".into(),
+                        id: id_of(message),
+                    },
+                );
             }
-            _ if !connection.is_open() => {}
-            Incoming::Ping(payload) => connection.outbox.pong(super::frame::pong(&payload)),
-            Incoming::Pong => {}
-            Incoming::Binary => self.protocol_error(
-                key,
-                ProtocolError {
-                    code: ErrorCode::BadRequest,
-                    message: "messages are JSON text frames, not binary ones".into(),
-                    id: None,
-                },
-            ),
-            Incoming::Text(text) => match ClientMessage::parse(&text) {
-                Ok(message) if connection.requests.check().is_err() => {
-                    self.protocol_error(
-                        key,
-                        ProtocolError {
-                            code: ErrorCode::RateLimited,
-                            message: "too many requests; wait, then ask again".into(),
-                            id: id_of(message),
-                        },
-                    );
-                }
-                Ok(message) => {
-                    connection.errors_in_row = 0;
-                    self.request(key, message, text.len());
-                }
-                Err(error) => self.protocol_error(key, error),
-            },
+            Ok(message) => {
+                connection.errors_in_row = 0;
+                self.request(key, message, text.len());
+            }
+            Err(error) => self.protocol_error(key, error),
         }
+    }
+
+    /// Client protocol v1 has no binary messages.
+    pub fn refuse_binary(&mut self, key: usize) {
+        let message = "messages are JSON text frames, not binary ones".into();
+        self.protocol_error(key, ProtocolError { code: ErrorCode::BadRequest, message, id: None });
     }
 
     fn protocol_error(&mut self, key: usize, error: ProtocolError) {

@@ -9,7 +9,6 @@ use std::{
     mem,
     rc::{Rc, Weak},
     sync::Arc,
-    task::{Context, Poll},
     time::Duration,
 };
 
@@ -47,9 +46,6 @@ use crate::{
 
 /// Bytes read from a socket at once; shared by all connections of the shard.
 const READ_BYTES: usize = 16 * 1024;
-
-/// Reads of one connection before the others have their turn.
-const READS_IN_A_ROW: usize = 4;
 
 /// Connections written to, or looked at, before reads and new connections have their turn: a few milliseconds.
 const CONNECTIONS_IN_A_ROW: usize = 512;
@@ -184,7 +180,16 @@ impl Shard {
         self.metrics.connections.inc();
         self.metrics.connections_opened.inc();
         lifecycle!(self.lifecycle, Lifecycle::ConnectionAccepted, connection = self.name_of(id));
-        let welcome = ControlMessage::Welcome {
+        if !self.config.echo {
+            self.say(id.key, &self.welcome(id, user));
+        }
+        self.read_frames(id.key, early, now);
+        self.flush(id.key, now);
+        id
+    }
+
+    fn welcome(&self, id: ConnectionId, user: Option<String>) -> ControlMessage {
+        ControlMessage::Welcome {
             connection: self.name_of(id),
             node: self.node.name.clone(),
             region: self.node.region.clone(),
@@ -195,11 +200,7 @@ impl Shard {
                 queue_frames: self.config.queue.frames,
                 queue_bytes: self.config.queue.bytes,
             },
-        };
-        self.say(id.key, &welcome);
-        self.read_frames(id.key, early, now);
-        self.flush(id.key, now);
-        id
+        }
     }
 
     pub fn name_of(&self, id: ConnectionId) -> String {
@@ -211,7 +212,7 @@ impl Shard {
         self.push(key, frame::control(message), Instant::now());
     }
 
-    fn push(&mut self, key: usize, frame: Bytes, now: Instant) {
+    pub fn push(&mut self, key: usize, frame: Bytes, now: Instant) {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
         };
@@ -365,38 +366,8 @@ impl Shard {
         }
     }
 
-    /// What the task of a connection does whenever its socket, or the shard, wakes it.
-    pub fn poll_connection(&mut self, id: ConnectionId, context: &mut Context<'_>) -> Poll<()> {
-        let now = Instant::now();
-        for _ in 0..READS_IN_A_ROW {
-            let Some(connection) = self.connections.get_mut(id.key).filter(|connection| connection.id == id)
-            else {
-                return Poll::Ready(());
-            };
-            connection.watch(context);
-            connection.poll_flush(context, &mut self.output, now);
-            if connection.is_finished() {
-                self.remove(id.key);
-                return Poll::Ready(());
-            }
-            let mut input = mem::take(&mut self.input);
-            let read = connection.poll_read(context, &mut input);
-            match read {
-                Poll::Pending => {}
-                Poll::Ready(0) => connection.over("gone"),
-                Poll::Ready(bytes) => self.read_frames(id.key, &mut input[..bytes], now),
-            }
-            self.input = input;
-            self.flush(id.key, now);
-            if read.is_pending() {
-                return Poll::Pending;
-            }
-        }
-        context.waker().wake_by_ref();
-        Poll::Pending
-    }
-
-    fn remove(&mut self, key: usize) {
+    /// Forgets a connection that has ended.
+    pub fn remove(&mut self, key: usize) {
         self.unsubscribe_all(key);
         let connection = self.connections.remove(key);
         if connection.crowded {
