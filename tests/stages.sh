@@ -108,6 +108,11 @@ count_unittest() {
         END { print ran - failed, failed + 0 }' "$1"
 }
 
+# tests/autobahn/fuzz.py: "autobahn: 247 passed, 0 failed".
+count_autobahn() {
+    awk '/^autobahn: / { passed = $2; failed = $4 } END { print passed + 0, failed + 0 }' "$1"
+}
+
 # Ends a process group: SIGTERM, ten seconds, SIGKILL. Nothing happens if it has ended.
 end_group() {
     local tries
