@@ -5,13 +5,14 @@
 
 use ed25519_dalek::Signer;
 use tickmesh_protocol::{
-    SignedBatch, SigningKey, StreamName, Topic,
+    Epoch, Position, Sequence, SignedBatch, SigningKey, StreamName, Topic,
     client::{ClientMessage, ServerMessage},
     codec::{
         STATE_VERSION, decode_feed_frame, decode_feed_request, decode_head_reply, decode_head_request,
         decode_state, encode_feed_frame, encode_feed_request, encode_head_reply, encode_head_request,
         encode_state,
     },
+    signature::{KeySet, MessageKey, Signature},
     stream::{escape_key, is_part},
 };
 
@@ -27,6 +28,7 @@ pub const ALL: &[(&str, Target)] = &[
     ("feed_frame", feed_frame),
     ("client_message", client_message),
     ("server_message", server_message),
+    ("signature", signature),
     ("names", names),
     ("checkpoint", checkpoint),
 ];
@@ -114,6 +116,26 @@ pub fn server_message(bytes: &[u8]) {
         let again = message.to_json();
         assert!(matches!(ServerMessage::parse(&again), Ok(ServerMessage::Control(_))), "{again}");
     }
+}
+
+/// Sets of keys, secret keys, and what is said to be a signature.
+pub fn signature(bytes: &[u8]) {
+    if let Ok(keys) = KeySet::parse(bytes) {
+        let again = KeySet::parse(keys.to_json().as_bytes()).expect("what was read can be written");
+        assert!(keys.ids().eq(again.ids()));
+    }
+    if let Ok(key) = MessageKey::from_jwk(bytes) {
+        let again = MessageKey::from_jwk(key.to_jwk().as_bytes()).expect("what was read can be written");
+        assert_eq!((again.id(), again.public()), (key.id(), key.public()));
+    }
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    if let Ok(signature) = text.parse::<Signature>() {
+        assert_eq!(signature.as_str(), text);
+    }
+    let stream = "orders.alice".parse().expect("a stream");
+    let at = Position { epoch: Epoch::from_u64(255), sequence: Sequence::ZERO };
+    let verdict = MessageKey::from_bytes(&[7; 32]).public().verify(text, &stream, at, b"1");
+    assert!(verdict.is_err(), "nobody has signed this");
 }
 
 /// Stream names, topics and escaped keys.

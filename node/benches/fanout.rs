@@ -142,8 +142,7 @@ fn frame_bytes() -> usize {
 
 fn text(sequence: u64) -> Vec<u8> {
     let mut text = Vec::new();
-    let event = event(sequence);
-    write_data_message(&mut text, &event.stream, event.sequence, event.previous, &event.data);
+    write_data_message(&mut text, &event(sequence));
     text
 }
 
@@ -155,6 +154,7 @@ fn event(sequence: u64) -> Event {
         previous: Previous::At(Sequence::new(sequence - 1).unwrap()),
         engine_time_us: 1,
         data: Bytes::from_static(DATA),
+        signature: None,
     }
 }
 

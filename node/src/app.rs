@@ -29,6 +29,7 @@ use crate::{
     ingest::DeadLetters,
     mesh::{self, Identity, NetworkKey},
     ops::{self, health::Health, lifecycle::LifecycleEvents, metrics::Registry},
+    signing,
 };
 
 /// Batches on their way from the mesh to the hub: some seconds of a busy mesh. The hub never waits, so more would only
@@ -127,6 +128,7 @@ impl Bound {
                 let shared = Shared {
                     region: &config.region,
                     private: &config.private,
+                    signer: &config.signing.signer,
                     registry: &registry,
                     health: &health,
                     lifecycle: &lifecycle,
@@ -161,6 +163,10 @@ impl Bound {
             let stop = CancellationToken::new();
             let authenticator =
                 Authenticator::open(&config.auth, &registry, stop.clone()).context("cannot start [auth]")?;
+            let pages = match config.signing.public {
+                Some(keys) => pages.merge(signing::router(keys).context("cannot start [signing]")?),
+                None => pages,
+            };
             let parts = edge::Parts {
                 node: edge::NodeInfo { name: config.name.clone(), region: config.region.clone() },
                 upstream: Arc::new(MeshUpstream(mesh.clone())),

@@ -12,7 +12,7 @@ mod api_keys;
 mod breaker;
 mod config;
 mod credential;
-mod http;
+pub(crate) mod http;
 mod identity;
 mod introspection;
 mod jwks;

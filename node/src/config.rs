@@ -14,7 +14,7 @@ use std::{
 use toml::Table;
 
 use self::reader::{Fault, Faults, Section};
-use crate::{auth, edge, ingest, mesh, ops, source, transform::RouteConfig};
+use crate::{auth, edge, ingest, mesh, ops, signing, source, transform::RouteConfig};
 
 /// Everything one peer is told, checked.
 #[derive(Clone, Debug)]
@@ -25,6 +25,7 @@ pub struct Config {
     pub private: Arc<HashSet<String>>,
     pub mesh: mesh::Config,
     pub auth: auth::Config,
+    pub signing: signing::Config,
     /// With the edge role.
     pub edge: Option<edge::Config>,
     /// With the ingest role.
@@ -142,6 +143,13 @@ impl Config {
         }
         let ops = read_section(&mut root, "ops", ops::Config::read);
         let auth = read_section(&mut root, "auth", |section| auth::Config::read(section, folder));
+        let signing = if root.has("signing") {
+            read_section(&mut root, "signing", |section| {
+                signing::Config::read(section, folder, &roles, &private)
+            })
+        } else {
+            signing::Config::default()
+        };
         let private = Arc::new(private);
         let edge = roles
             .contains("edge")
@@ -166,7 +174,7 @@ impl Config {
                 None
             });
         root.finish();
-        Some(Self { name: name?, region: region?, private, mesh, auth, edge, ingest, ops })
+        Some(Self { name: name?, region: region?, private, mesh, auth, signing, edge, ingest, ops })
     }
 }
 

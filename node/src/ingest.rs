@@ -75,6 +75,7 @@ use crate::{
     config::reader::{Section, Size, Span},
     ops::{health::Condition, lifecycle::LifecycleEvents, metrics::Registry},
     ports::{FeedStore, IngestInput},
+    signing::Signer,
     source::{LogReader, SourceEvent},
     transform::{Routes, Transform, jq, jq::JqError},
 };
@@ -189,6 +190,8 @@ pub struct Parts {
     /// Channels whose events never enter gossip.
     pub private: Arc<HashSet<String>>,
     pub key: SigningKey,
+    /// Signs events for clients.
+    pub signer: Arc<Signer>,
     pub lanes: Vec<Lane>,
     pub dead_letters: DeadLetters,
     /// Ends what reads logs for feeds.
@@ -243,6 +246,7 @@ pub fn open(parts: Parts) -> io::Result<Opened> {
     let rescan = Rescan::new(
         logs.collect(),
         parts.private.clone(),
+        parts.signer.clone(),
         RESCAN_BYTES,
         &parts.registry,
         parts.stop.clone(),
@@ -329,6 +333,7 @@ impl Opened {
             region: parts.region,
             sources: lanes.iter().map(|lane| lane.source.as_str().into()).collect(),
             private: parts.private,
+            signer: parts.signer,
             began: Instant::now(),
             sequencer: Sequencer::default(),
             partitions: HashMap::new(),

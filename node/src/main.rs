@@ -23,7 +23,7 @@ enum Command {
     Run(commands::run::Run),
     /// Check a configuration: every fault at once, nothing started
     Check(commands::check::Check),
-    /// Make the keys of a peer and of the network, or show a peer's id
+    /// Make the keys of a peer, of the network and for signing, or show a peer's id
     Keys(commands::keys::Keys),
     /// Make a token for a client
     Token(commands::token::Token),

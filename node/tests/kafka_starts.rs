@@ -279,7 +279,9 @@ async fn the_log_is_read_again_once_for_all_who_wait() {
         channels: None,
     };
     let private = Arc::new(HashSet::new());
-    let rescan = Rescan::new(vec![log], private, 1 << 24, &registry, CancellationToken::new()).unwrap();
+    let rescan =
+        Rescan::new(vec![log], private, Arc::default(), 1 << 24, &registry, CancellationToken::new())
+            .unwrap();
     let wanted = |from, until| Wanted { source: "engine", epoch, topic: "again", partition: 1, from, until };
     let all = futures_util::future::join_all((0..50).map(|_| rescan.read(wanted(4100, 5000)))).await;
     for part in all {

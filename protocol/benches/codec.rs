@@ -10,6 +10,7 @@ use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, 
 use tickmesh_protocol::{
     Batch, Epoch, Event, Previous, Sequence, SignedBatch, SigningKey, StreamName, Topic,
     client::{ClientMessage, write_data_message},
+    signature::MessageKey,
 };
 
 /// Usual size of an event's data, in bytes.
@@ -46,6 +47,7 @@ fn batch(events: u32) -> Batch {
                 previous: Previous::At(sequence(number - 1)),
                 engine_time_us: 1_724_548_381_123_456,
                 data: data(),
+                signature: None,
             })
             .collect(),
         heads: Vec::new(),
@@ -82,19 +84,32 @@ fn client_messages(criterion: &mut Criterion) {
     group.bench_function("parse subscribe", |bencher| {
         bencher.iter(|| ClientMessage::parse(black_box(subscribe)).unwrap());
     });
-    let (stream, data): (StreamName, _) = ("trades.btc_usdt".parse().unwrap(), data());
-    let sequence = Sequence::new(1_000_000).unwrap();
-    let previous = Previous::At(Sequence::new(999_999).unwrap());
+    let event = batch(1).events.remove(0);
     let mut out = Vec::with_capacity(1024);
     group.bench_function("write data message", |bencher| {
         bencher.iter(|| {
             out.clear();
-            write_data_message(&mut out, black_box(&stream), sequence, previous, &data);
+            write_data_message(&mut out, black_box(&event));
             black_box(&out);
         });
     });
     group.finish();
 }
 
-criterion_group!(benches, envelopes, client_messages);
+fn signatures(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("signature");
+    let (key, event) = (MessageKey::from_bytes(&[7; 32]), batch(1).events.remove(0));
+    group.bench_function("sign an event", |bencher| {
+        bencher.iter(|| key.sign(black_box(&event.stream), event.position(), &event.data));
+    });
+    let (keys, signature) = (key.public(), key.sign(&event.stream, event.position(), &event.data));
+    group.bench_function("verify an event", |bencher| {
+        bencher.iter(|| {
+            keys.verify(signature.as_str(), black_box(&event.stream), event.position(), &event.data).unwrap()
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, envelopes, client_messages, signatures);
 criterion_main!(benches);

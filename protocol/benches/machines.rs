@@ -23,6 +23,7 @@ fn event(number: u64) -> Event {
         previous: Previous::At(Sequence::new(number.saturating_sub(1)).unwrap()),
         engine_time_us: 0,
         data: vec![b'1'; 200].into(),
+        signature: None,
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! - [`ClientMessage`]: what a client asks.
 //! - [`ControlMessage`]: what an edge says; everything with an `"event"` field.
-//! - [`DataMessage`]: one event of a stream, `{"stream","sequence","previous","data"}`.
+//! - [`DataMessage`]: one event of a stream, `{"stream","sequence","previous","data"}`; with `epoch` and `signature` where it is
+//!   signed.
 //! - [`ErrorCode`] and [`CloseCode`]: an API of their own, each with a rule whether to come back.
 
 mod codes;

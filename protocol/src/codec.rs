@@ -20,6 +20,7 @@ use crate::{
     feed::MAX_STATUS_SOURCES,
     head::{Head, HeadReply, HeadRequest, MAX_HEAD_LEFT, MAX_HEAD_READ, MAX_HEAD_STREAMS},
     position::SequenceTooLarge,
+    signature::{InvalidSignature, Signature},
     stream::InvalidStreamName,
     topic::InvalidTopic,
 };
@@ -31,7 +32,7 @@ pub use self::feed::{
 };
 
 /// The version this code writes, and the only one it reads.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 
 /// Largest envelope, in bytes: one of the largest events and nearly as much beside it, or two thousand of the usual
 /// 200 to 500 bytes. The mesh's
@@ -88,6 +89,8 @@ pub enum CodecError {
     Stream(#[from] InvalidStreamName),
     #[error(transparent)]
     Sequence(#[from] SequenceTooLarge),
+    #[error("an event's signature: {0}")]
+    Signature(#[from] InvalidSignature),
 }
 
 #[derive(Encode, BorrowDecode)]
@@ -115,6 +118,7 @@ struct WireEvent<'a> {
     previous: WirePrevious,
     engine_time_us: u64,
     data: &'a str,
+    signature: Option<&'a str>,
 }
 
 #[derive(Encode, BorrowDecode)]
@@ -197,6 +201,7 @@ fn wire_event<'a>(topic: &Topic, event: &'a Event) -> Result<WireEvent<'a>, Code
         },
         engine_time_us: event.engine_time_us,
         data: std::str::from_utf8(&event.data).map_err(|error| CodecError::Format(error.to_string()))?,
+        signature: event.signature.as_ref().map(Signature::as_str),
     })
 }
 
@@ -248,6 +253,7 @@ fn event_of(envelope: &Bytes, topic: &Topic, wire: &WireEvent<'_>) -> Result<Eve
         },
         engine_time_us: wire.engine_time_us,
         data: envelope.slice_ref(wire.data.as_bytes()),
+        signature: wire.signature.map(str::parse).transpose()?,
     };
     if !topic.carries(&event.stream) {
         return Err(CodecError::ForeignStream(event.stream.to_string()));

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::{Epoch, Position, Previous, Sequence, StreamName};
+use crate::{Epoch, Position, Previous, Sequence, StreamName, signature::Signature};
 
 /// Largest `data` of one event, in bytes: a full order book of some thousand levels fits, and a batch holding one
 /// still fits the mesh's frame limit.
@@ -20,10 +20,17 @@ pub struct Event {
     pub engine_time_us: u64,
     /// Exact JSON text, made once at ingest and never parsed again.
     pub data: Bytes,
+    /// For clients to verify; of channels that are signed.
+    pub signature: Option<Signature>,
 }
 
 impl Event {
     pub fn position(&self) -> Position {
         Position { epoch: self.epoch, sequence: self.sequence }
+    }
+
+    /// What it weighs wherever events are bounded in bytes; names and numbers are bounded by the count.
+    pub fn bytes(&self) -> usize {
+        self.data.len() + self.signature.as_ref().map_or(0, |signature| signature.as_str().len())
     }
 }

@@ -8,6 +8,7 @@
 //! | [`event`] | [`Event`], one message of one stream |
 //! | [`topic`] | [`Topic`], the bucket of streams that peers gossip about |
 //! | [`batch`] | [`Batch`], what a publisher signs and sends at once |
+//! | [`signature`] | what a client can verify: a detached JWS over one event |
 //! | [`codec`] | the bytes on the mesh; the only module that knows bincode |
 //! | [`head`] | the question "where does this stream stand", asked by an edge that joins |
 //! | [`feed`] | what a peer asks another for, in order and without loss |
@@ -37,6 +38,7 @@ pub mod position;
 pub mod rank;
 pub mod repair;
 pub mod sequencer;
+pub mod signature;
 pub mod stream;
 pub mod takeover;
 pub mod time;

@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use serde_json::json;
 use tickmesh_protocol::{
-    Epoch, Position, Previous, Sequence, StreamName,
+    Epoch, Event, Position, Previous, Sequence, StreamName,
     client::{
         ClientMessage, CloseCode, ControlMessage, DataMessage, ErrorCode, LastSeen, Limits,
         MAX_CLIENT_FRAME_BYTES, MAX_STREAMS_PER_REQUEST, ProtocolError, Rejection, RequestId, ResumeFrom,
         Resumed, Secret, ServerMessage, write_data_message,
     },
     position::MAX_SEQUENCE,
+    signature::MessageKey,
 };
 
 fn stream(name: &str) -> StreamName {
@@ -339,9 +340,18 @@ fn control_frames_are_these_texts() {
 }
 
 fn data_text(sequence: u64, previous: Previous, data: &str) -> String {
-    let mut out = Vec::new();
     let sequence = Sequence::new(sequence).unwrap();
-    write_data_message(&mut out, &stream("trades.btc_usdt"), sequence, previous, data.as_bytes());
+    frame_of(&event(stream("trades.btc_usdt"), sequence, previous, data))
+}
+
+fn event(stream: StreamName, sequence: Sequence, previous: Previous, data: &str) -> Event {
+    let (epoch, data) = (Epoch::from_u64(255), data.to_owned().into());
+    Event { stream, epoch, sequence, previous, engine_time_us: 0, data, signature: None }
+}
+
+fn frame_of(event: &Event) -> String {
+    let mut out = Vec::new();
+    write_data_message(&mut out, event);
     String::from_utf8(out).unwrap()
 }
 
@@ -357,13 +367,37 @@ fn data_frames_are_these_texts() {
         first,
         r#"{"stream":"trades.btc_usdt","sequence":9007199254740991,"previous":null,"data": [1.0] }"#
     );
-    let ServerMessage::Data(DataMessage { stream: name, sequence, previous, data }) =
+    let ServerMessage::Data(DataMessage { stream: name, epoch, sequence, previous, data, signature }) =
         ServerMessage::parse(&first).unwrap()
     else {
         panic!("no data: {first}");
     };
     assert_eq!((name, sequence.get(), previous), (stream("trades.btc_usdt"), MAX_SEQUENCE, None));
+    assert_eq!((epoch, signature), (None, None));
     assert_eq!(data.get().trim(), "[1.0]", "digits stay as they are");
+}
+
+/// The same frame is verified by the web client's test, `node/tests/browser/signature.test.mjs`.
+const SIGNED: &str = concat!(
+    r#"{"stream":"orders.alice","epoch":"00000000000000ff","sequence":12,"previous":7,"#,
+    r#""data":{"id":7,"price":"1.50"},"signature":"eyJhbGciOiJFZERTQSIsImtpZCI6Ii0tNklNNWwwT29zTGo5eVdza0lTWWhVQTNuXzNDVVJRa21yWU1TaGFfY2siLCJiNjQiOmZhbHNlLCJjcml0IjpbImI2NCJdfQ..6vafoYcbD7gIEnmuCAlLhg2wTvGVTPHwbIucjNKrtMHvlxs_CxXHIoCYLiY-QhrLp0WdiKCso3bRScYZg-84Dw"}"#,
+);
+
+#[test]
+fn a_signed_data_frame_is_this_text_and_verifies() {
+    let key = MessageKey::from_bytes(&[7; 32]);
+    let (previous, data) = (Previous::At(Sequence::new(7).unwrap()), r#"{"id":7,"price":"1.50"}"#);
+    let event = event(stream("orders.alice"), Sequence::new(12).unwrap(), previous, data);
+    let signature = Some(key.sign(&event.stream, event.position(), &event.data));
+    let text = frame_of(&Event { signature, ..event.clone() });
+    assert_eq!(text, SIGNED);
+    let ServerMessage::Data(message) = ServerMessage::parse(&text).unwrap() else {
+        panic!("no data: {text}")
+    };
+    let at = Position { epoch: message.epoch.unwrap(), sequence: message.sequence };
+    let verdict =
+        key.public().verify(&message.signature.unwrap(), &message.stream, at, message.data.get().as_bytes());
+    assert_eq!((verdict.as_deref(), at), (Ok(key.id()), event.position()));
 }
 
 #[test]
@@ -469,9 +503,7 @@ proptest! {
         let previous = previous.map(|number| Sequence::new(number).unwrap());
         let sequence = Sequence::new(sequence).unwrap();
         let known = previous.map_or(Previous::Unknown { read_from: Sequence::ZERO }, Previous::At);
-        let mut out = Vec::new();
-        write_data_message(&mut out, &name, sequence, known, data.as_bytes());
-        let text = String::from_utf8(out).unwrap();
+        let text = frame_of(&event(name.clone(), sequence, known, &data));
         let ServerMessage::Data(message) = ServerMessage::parse(&text).unwrap() else {
             panic!("no data: {text}");
         };

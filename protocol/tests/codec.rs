@@ -16,6 +16,7 @@ use tickmesh_protocol::{
     event::MAX_EVENT_DATA_BYTES,
     head::{Head, HeadReply, HeadRequest, MAX_HEAD_LEFT, MAX_HEAD_READ, MAX_HEAD_STREAMS},
     position::MAX_SEQUENCE,
+    signature::InvalidSignature,
     stream::MAX_STREAM_NAME_BYTES,
 };
 
@@ -29,6 +30,7 @@ fn event(stream: &StreamName, data: impl Into<Bytes>) -> Event {
         previous: Previous::At(Sequence::new(1).unwrap()),
         engine_time_us: 3,
         data: data.into(),
+        signature: None,
     }
 }
 
@@ -72,14 +74,24 @@ fn any_event(streams: Vec<StreamName>) -> impl Strategy<Value = Event> {
         any_sequence().prop_map(|read_from| Previous::Unknown { read_from }),
         any_position().prop_map(|after| Previous::Reset { after }),
     ];
-    (prop::sample::select(streams), any::<u64>(), any_sequence(), previous, any::<u64>(), ".{0,300}")
-        .prop_map(|(stream, epoch, sequence, previous, engine_time_us, data)| Event {
+    let signature = prop::option::of("[A-Za-z0-9_-]{1,200}\\.\\.[A-Za-z0-9_-]{1,86}");
+    (
+        prop::sample::select(streams),
+        any::<u64>(),
+        any_sequence(),
+        previous,
+        any::<u64>(),
+        ".{0,300}",
+        signature,
+    )
+        .prop_map(|(stream, epoch, sequence, previous, engine_time_us, data, signature)| Event {
             stream,
             epoch: Epoch::from_u64(epoch),
             sequence,
             previous,
             engine_time_us,
             data: data.into(),
+            signature: signature.map(|text| text.parse().unwrap()),
         })
 }
 
@@ -275,12 +287,31 @@ fn data_size_is_bounded() {
     let mut body = head_of_body();
     body.push(1);
     let fixed = single_event_bytes();
-    body.extend_from_slice(&fixed[..fixed.len() - 2]); // all but the data "1" and its length
+    body.extend_from_slice(&fixed[..fixed.len() - 3]); // all but the data "1", its length, and that it is not signed
     body.push(0xfc); // bincode: a 32-bit number follows
     body.extend_from_slice(&u32::try_from(too_large).unwrap().to_le_bytes());
     body.resize(body.len() + too_large, b'1');
-    body.push(0); // no heads
+    body.extend_from_slice(&[0, 0]); // no signature, no heads
     assert_eq!(SignedBatch::open(signed_body(&body)), Err(CodecError::DataTooLarge(too_large).into()));
+}
+
+#[test]
+fn a_signature_of_another_form_is_refused() {
+    let mut body = head_of_body();
+    body.push(1);
+    let unsigned = single_event_bytes();
+    body.extend_from_slice(&unsigned[..unsigned.len() - 1]);
+    let with = |signature: &str| {
+        // Signed, so many bytes, no heads.
+        let length = u8::try_from(signature.len()).unwrap();
+        signed_body(&[&body[..], &[1, length], signature.as_bytes(), &[0]].concat())
+    };
+    let opened = SignedBatch::open(with("e30..AA")).unwrap();
+    assert_eq!(opened.batch().events[0].signature, Some("e30..AA".parse().unwrap()));
+    for signature in ["", "e30.AA", "..", "e30..A\"", "e30..AA="] {
+        let refused = SignedBatch::open(with(signature));
+        assert_eq!(refused, Err(CodecError::Signature(InvalidSignature::Form).into()), "{signature}");
+    }
 }
 
 #[test]
@@ -320,7 +351,7 @@ fn an_unknown_version_is_refused_by_name() {
     envelope[0] = 1;
     let refused = SignedBatch::open(envelope.into()).unwrap_err();
     assert_eq!(refused, InvalidBatch::Codec(CodecError::UnknownVersion(1)));
-    assert_eq!(refused.to_string(), "version 1 of the mesh protocol is not known here, only version 2");
+    assert_eq!(refused.to_string(), "version 1 of the mesh protocol is not known here, only version 3");
     assert_eq!(decode_head_request(&[0]), Err(CodecError::UnknownVersion(0)));
     assert_eq!(decode_head_reply(&[255, 1]), Err(CodecError::UnknownVersion(255)));
 }

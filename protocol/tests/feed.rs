@@ -41,6 +41,7 @@ fn batch(data: impl Into<Bytes>) -> Batch {
         previous: Previous::At(Sequence::new(1).unwrap()),
         engine_time_us: 3,
         data: data.into(),
+        signature: None,
     };
     Batch {
         publisher: KEY.publisher(),

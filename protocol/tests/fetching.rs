@@ -105,6 +105,7 @@ fn what_one_has_sent_another_need_not_send_again() {
         previous: Previous::At(Sequence::new(number - 1).unwrap()),
         engine_time_us: 0,
         data: Bytes::new(),
+        signature: None,
     };
     fetching.passed(&event("x", 8));
     fetching.passed(&event("x", 9));

@@ -22,7 +22,7 @@ fn at(epoch: u64, sequence: u64) -> Position {
 fn event(sequence: u64, previous: Previous) -> Event {
     let Position { epoch, sequence } = at(1, sequence);
     let stream = "trades.btc_usdt".parse().unwrap();
-    Event { stream, epoch, sequence, previous, engine_time_us: 0, data: "1".into() }
+    Event { stream, epoch, sequence, previous, engine_time_us: 0, data: "1".into(), signature: None }
 }
 
 fn read_from(sequence: u64) -> Previous {

@@ -52,6 +52,7 @@ fn batch() -> Batch {
                 previous: Previous::Unknown { read_from: sequence(3) },
                 engine_time_us: 1_724_548_381_123_456,
                 data: Bytes::from_static(r#"{"price":"36200.5","note":"é"}"#.as_bytes()),
+                signature: None,
             },
             Event {
                 stream: btc,
@@ -60,6 +61,7 @@ fn batch() -> Batch {
                 previous: Previous::At(sequence(65_536)),
                 engine_time_us: 0,
                 data: Bytes::from_static(b"1"),
+                signature: None,
             },
             Event {
                 stream: stream("trades.btc_usdt@raw"),
@@ -70,6 +72,7 @@ fn batch() -> Batch {
                 },
                 engine_time_us: 1,
                 data: Bytes::from_static(b"2"),
+                signature: Some("eyJhbGciOiJFZERTQSJ9..c2lnbmF0dXJl".parse().unwrap()),
             },
         ],
         heads: vec![(
@@ -80,22 +83,23 @@ fn batch() -> Batch {
 }
 
 const ENVELOPE: &str = "
-02ea4a6c63e29c520abef5507b132ec5f9954776aebebe7b92421eea691446d22cfdefcdab8967452301fa192f746963
+03ea4a6c63e29c520abef5507b132ec5f9954776aebebe7b92421eea691446d22cfdefcdab8967452301fa192f746963
 6b6d6573682f312f616c6c2f7472616465732f3632030f7472616465732e6274635f75736474fd1032547698badcfefb
-fb000103fd80a3a7b5772006001f7b227072696365223a2233363230302e35222c226e6f7465223a22c3a9227d0f7472
-616465732e6274635f7573647400fdffffffffffff1f0000fc00000100000131137472616465732e6274635f75736474
-4072617707000200fbe803010132010f7472616465732e6274635f75736474fb2c01fdffffffffffff1f0009dc016b0d
-36bc4e5ffb1a80511ddbf88d2e958fec779d87b20993f59fb951cc363b313e2ed3269d645ca42ce6a1e3c23922d4a6a5
-e832e55086fcb530e3b500
+fb000103fd80a3a7b5772006001f7b227072696365223a2233363230302e35222c226e6f7465223a22c3a9227d000f74
+72616465732e6274635f7573647400fdffffffffffff1f0000fc0000010000013100137472616465732e6274635f7573
+64744072617707000200fbe803010132012265794a68624763694f694a465a45525451534a392e2e63326c6e626d4630
+64584a6c010f7472616465732e6274635f75736474fb2c01fdffffffffffff1f00d3f761b0ad2b3877d9deb32fc57244
+54c713459971b6a6d1e9e90c7ddaac81a241d60a240a81963c916ee66b599ebef0183ebf20db0ada4d68cfdfdace519c
+0c
 ";
 
 const HEAD_REQUEST: &str = "
-02182f7469636b6d6573682f312f616c6c2f64657074682f3135021464657074682e6574685f75736474403130306d73
+03182f7469636b6d6573682f312f616c6c2f64657074682f3135021464657074682e6574685f75736474403130306d73
 0e64657074682e6574685f75736474
 ";
 
 const HEAD_REPLY: &str = "
-020400fd1032547698badcfefbfb0001020301fd1032547698badcfefbfb0001fb2c0105
+030400fd1032547698badcfefbfb0001020301fd1032547698badcfefbfb0001fb2c0105
 ";
 
 #[test]
@@ -142,28 +146,28 @@ fn topics_epochs_and_keys_are_stable() {
 }
 
 const PAGE_SIGNATURE: &str = "
-60d37f7a2f84410e53f10f38d3c69ac672967efcc2826d953a42356991902752f160e581e0532c960d9b30f6fd6fa915
-951a6ea90a5417fe3abce583cdfe110e
+138c076b150260c85f2deac05b77cd26ad9d49dcc457b7edbb27e09da55fbcb2b065230d431b31f2f9e50e459ec91234
+432ba75e094576c1135838fbc119940a
 ";
 
 const FEED_STREAMS: &str = "
-0200182f7469636b6d6573682f312f616c6c2f64657074682f3135021464657074682e6574685f75736474403130306d
+0300182f7469636b6d6573682f312f616c6c2f64657074682f3135021464657074682e6574685f75736474403130306d
 7301fd1032547698badcfefbfb000e64657074682e6574685f757364740001
 ";
 
 const FEED_TOPIC: &str = "
-0201182f7469636b6d6573682f312f616c6c2f64657074682f3135011464657074682e6574685f75736474403130306d
+0301182f7469636b6d6573682f312f616c6c2f64657074682f3135011464657074682e6574685f75736474403130306d
 73fd1032547698badcfefdffffffffffff1f0000
 ";
 
 const FEED_END: &str = "
-0201041464657074682e6574685f75736474403130306d730001fd1032547698badcfefbfb000e64657074682e657468
+0301041464657074682e6574685f75736474403130306d730001fd1032547698badcfefbfb000e64657074682e657468
 5f7573647400001364657074682e6574685f757364744031306d73010100001164657074682e6574685f757364744031
 730100
 ";
 
 const FEED_STATUS: &str = "
-0202fdefcdab89674523010765752d776573740206656e67696e65010005617564697400fc70110100fb2c01
+0302fdefcdab89674523010765752d776573740206656e67696e65010005617564697400fc70110100fb2c01
 ";
 
 fn feed_requests() -> [(FeedRequest, &'static str); 4] {
@@ -175,8 +179,8 @@ fn feed_requests() -> [(FeedRequest, &'static str); 4] {
     [
         (FeedRequest::Streams { topic: topic.clone(), after, live: true }, FEED_STREAMS),
         (FeedRequest::Topic { topic, after: vec![(streams[0].clone(), last)], live: false }, FEED_TOPIC),
-        (FeedRequest::Status, "0202"),
-        (FeedRequest::State { source: "engine".into() }, "020306656e67696e65"),
+        (FeedRequest::Status, "0302"),
+        (FeedRequest::State { source: "engine".into() }, "030306656e67696e65"),
     ]
 }
 
@@ -201,9 +205,9 @@ fn feed_frames() -> [(FeedFrame, &'static str); 5] {
     [
         (FeedFrame::End { streams: names.map(stream).into_iter().zip(ends).collect() }, FEED_END),
         (FeedFrame::Status(status), FEED_STATUS),
-        (FeedFrame::State { chunk: Bytes::from_static(&[0, 1, 255]), last: true }, "0203030001ff01"),
-        (FeedFrame::Refused { reason: "busy: é".into() }, "020408627573793a20c3a9"),
-        (FeedFrame::Working, "0205"),
+        (FeedFrame::State { chunk: Bytes::from_static(&[0, 1, 255]), last: true }, "0303030001ff01"),
+        (FeedFrame::Refused { reason: "busy: é".into() }, "030408627573793a20c3a9"),
+        (FeedFrame::Working, "0305"),
     ]
 }
 
@@ -231,7 +235,7 @@ fn a_page_has_these_bytes() {
     assert_eq!(hex(&page.envelope()[..body]), hex(&unhex(ENVELOPE)[..body]));
     assert_eq!(hex(&page.envelope()[body..]), hex(&signature));
     let length = u16::try_from(page.envelope().len()).unwrap().to_le_bytes();
-    let bytes = [&[2, 0, 0xfb], &length[..], page.envelope()].concat();
+    let bytes = [&[3, 0, 0xfb], &length[..], page.envelope()].concat();
     assert_eq!(hex(&encode_feed_frame(&FeedFrame::Page(page.clone())).unwrap()), hex(&bytes));
     assert_eq!(decode_feed_frame(&bytes.into()), Ok(FeedFrame::Page(page)));
 }

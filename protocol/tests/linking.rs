@@ -29,6 +29,7 @@ fn event(epoch: u64, number: u64, previous: Previous) -> Event {
         previous,
         engine_time_us: 0,
         data: bytes::Bytes::from_static(b"1"),
+        signature: None,
     }
 }
 

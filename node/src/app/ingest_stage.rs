@@ -22,6 +22,7 @@ use crate::{
     mesh::MeshHandle,
     ops::{health::Health, lifecycle::LifecycleEvents, metrics::Registry},
     ports::IngestInput,
+    signing::Signer,
     source::{Source, Starts, metrics::SourceMetrics},
 };
 
@@ -33,6 +34,7 @@ const SOURCE_EVENTS: usize = 64;
 pub(super) struct Shared<'a> {
     pub(super) region: &'a str,
     pub(super) private: &'a Arc<HashSet<String>>,
+    pub(super) signer: &'a Arc<Signer>,
     pub(super) registry: &'a Registry,
     pub(super) health: &'a Health,
     pub(super) lifecycle: &'a LifecycleEvents,
@@ -80,6 +82,7 @@ impl IngestStage {
             region: shared.region.to_owned(),
             private: shared.private.clone(),
             key,
+            signer: shared.signer.clone(),
             lanes,
             dead_letters: shared.dead_letters.clone(),
             stop: stop.clone(),

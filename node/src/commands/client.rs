@@ -2,12 +2,15 @@
 
 mod follow;
 mod output;
+mod signatures;
 
 use std::process::ExitCode;
 
 use clap::ValueEnum;
 
-use self::{follow::Follower, output::Output};
+use tickmesh::auth::Pattern;
+
+use self::{follow::Follower, output::Output, signatures::Signatures};
 
 /// Follow streams from the command line.
 #[derive(clap::Args)]
@@ -15,9 +18,11 @@ use self::{follow::Follower, output::Output};
     tickmesh client --subscribe trades.btc_usdt ticker.btc_usdt\n  \
     tickmesh client --url ws://127.0.0.1:8080/ws --url ws://127.0.0.1:8081/ws --subscribe trades.btc_usdt --latency\n  \
     tickmesh client --subscribe depth.eth_usdt --format json --count 100\n  \
-    TICKMESH_TOKEN=$(tickmesh token --sub alice) tickmesh client --subscribe trades.btc_usdt\n\n\
+    TICKMESH_TOKEN=$(tickmesh token --sub alice) tickmesh client --subscribe trades.btc_usdt\n  \
+    tickmesh client --jwks https://exchange.example/jwks.json --require-signature 'orders.*' --subscribe orders.alice\n\n\
     With several --url the next one is tried when a connection is lost. Events go to standard output, everything else\n\
-    to standard error. Exit code: 0, or 1 if an event was missed, doubled or out of order.")]
+    to standard error. Keys from --jwks should come from the exchange: who serves both events and keys can forge both.\n\
+    Exit code: 0, or 1 if an event was missed, doubled, out of order or not signed as it should be.")]
 pub struct Client {
     /// Address of an edge; may be given several times
     #[arg(long, value_name = "URL", default_value = "ws://127.0.0.1:8080/ws")]
@@ -37,6 +42,12 @@ pub struct Client {
     /// Print each event's latency, from the engine's timestamp in its data, and percentiles at the end
     #[arg(long)]
     latency: bool,
+    /// Public keys of the exchange (JWKS), to verify signed events with
+    #[arg(long, value_name = "URL|FILE")]
+    jwks: Option<String>,
+    /// Streams whose events must be signed, such as orders.*
+    #[arg(long, value_name = "PATTERN", num_args = 1.., requires = "jwks")]
+    require_signature: Vec<Pattern>,
     /// End after so many events
     #[arg(long, value_name = "N")]
     count: Option<u64>,
@@ -64,7 +75,12 @@ impl Client {
             (None, Some(key)) => Some(("x-api-key", key)),
             (None, None) => None,
         };
-        let follower = Follower::new(self.url, self.subscribe, credential, self.count, output)?;
-        tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(follower.run())
+        tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+            let signatures = match &self.jwks {
+                Some(from) => Some(Signatures::new(from, self.require_signature).await?),
+                None => None,
+            };
+            Follower::new(self.url, self.subscribe, credential, self.count, signatures, output)?.run().await
+        })
     }
 }

@@ -18,9 +18,10 @@ use tickmesh::{
     mesh::{self, Identity, NetworkKey},
     ops::{self, metrics::now_us},
     page::{Network, NetworkEdge, page},
+    signing::{self, PublicKeys, Signer},
     source::{self, embedded::Setting},
 };
-use tickmesh_protocol::PublisherKey;
+use tickmesh_protocol::{PublisherKey, signature::MessageKey};
 
 use super::token::DEMO_SECRET;
 
@@ -83,9 +84,12 @@ impl Demo {
             ..source::embedded::Config::default().setting
         };
 
+        // Both sign with the exchange's one key.
+        let message_key = signing::new_key();
+
         let mut bound = Vec::new();
         for (index, peer) in PEERS.iter().enumerate() {
-            bound.push(self.bind(index, peer, &publishers, &market)?);
+            bound.push(self.bind(index, peer, &publishers, &message_key, &market)?);
         }
         let network = network(&bound, market.symbols);
 
@@ -117,6 +121,7 @@ impl Demo {
         index: usize,
         peer: &Peer,
         publishers: &[PublisherKey],
+        message_key: &MessageKey,
         market: &Setting,
     ) -> anyhow::Result<Bound> {
         let edges_before = PEERS[..index].iter().filter(|peer| peer.edge).count();
@@ -137,6 +142,14 @@ impl Demo {
                 ..mesh::Config::default()
             },
             auth,
+            signing: signing::Config {
+                signer: Arc::new(if peer.ingest {
+                    Signer::new(message_key.clone(), auth::default_private())
+                } else {
+                    Signer::default()
+                }),
+                public: peer.edge.then(|| PublicKeys { own: Some(message_key.public()), file: None }),
+            },
             edge: peer.edge.then(|| edge::Config {
                 listen: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
                 shards: 1,
@@ -185,6 +198,7 @@ impl Demo {
             println!("\nTry next:");
             println!("  tickmesh client --url {} --subscribe trades.btc_usdt --latency", edge.url);
             println!("  curl {page}readyz");
+            println!("  curl {page}.well-known/jwks.json   # what private channels are signed with");
         }
         println!("\nCtrl-C ends it.");
     }

@@ -26,9 +26,9 @@ pub const PING: Bytes = Bytes::from_static(&[FIN | 0x9, 0]);
 
 /// The frame of one event; made once and shared by everyone who gets it.
 pub fn data(event: &Event) -> Bytes {
-    let mut frame = Vec::with_capacity(MAX_HEADER_BYTES + USUAL_HEAD_BYTES + event.data.len());
+    let mut frame = Vec::with_capacity(MAX_HEADER_BYTES + USUAL_HEAD_BYTES + event.bytes());
     frame.extend_from_slice(&[0; MAX_HEADER_BYTES]);
-    write_data_message(&mut frame, &event.stream, event.sequence, event.previous, &event.data);
+    write_data_message(&mut frame, event);
     with_header(TEXT, frame)
 }
 

@@ -149,7 +149,7 @@ impl FeedRoom {
     pub fn portion(&self, events: &[Event]) -> usize {
         let mut bytes = 0;
         let fits = |event: &&Event| {
-            bytes += event.data.len();
+            bytes += event.bytes();
             bytes <= self.portion.bytes
         };
         events.iter().take(self.portion.frames).take_while(fits).count().max(1).min(events.len())

@@ -31,6 +31,7 @@ use crate::{
         lifecycle::{Lifecycle, LifecycleEvents},
         metrics::{now_us, since_engine},
     },
+    signing::Signer,
     source::{Record, SourceEvent},
     transform::Transformed,
 };
@@ -47,6 +48,7 @@ pub(super) struct Core {
     pub(super) sources: Vec<Arc<str>>,
     pub(super) private: Arc<HashSet<String>>,
     pub(super) key: SigningKey,
+    pub(super) signer: Arc<Signer>,
     pub(super) began: Instant,
     pub(super) sequencer: Sequencer,
     /// Of which source an epoch is, where its records are, and the term of the last one.
@@ -220,6 +222,9 @@ impl Core {
             self.metrics.private.inc();
             return Ok(());
         }
+        let at = Position { epoch: record.epoch, sequence };
+        let signature = self.signer.sign(&made.stream, at, &made.data);
+        self.metrics.signed.inc_by(u64::from(signature.is_some()));
         let event = Event {
             stream: made.stream,
             epoch: record.epoch,
@@ -227,6 +232,7 @@ impl Core {
             previous,
             engine_time_us: record.engine_time_us,
             data: made.data,
+            signature,
         };
         self.store.history.keep(event.clone(), now);
         if lane.warmth.replays(record.epoch) {

@@ -215,7 +215,7 @@ impl Ring {
 }
 
 fn cost(event: &Event) -> usize {
-    event.data.len() + EVENT_BYTES
+    event.bytes() + EVENT_BYTES
 }
 
 #[cfg(test)]
@@ -245,8 +245,10 @@ mod tests {
             sequencer.begin(epoch, Sequence::ZERO, true);
             let (sequence, previous) = sequencer.next(&stream, epoch, *position).unwrap();
             let data = vec![b'1'; 100].into();
-            history
-                .keep(Event { stream, epoch, sequence, previous, engine_time_us: 0, data }, seconds(second));
+            history.keep(
+                Event { stream, epoch, sequence, previous, engine_time_us: 0, data, signature: None },
+                seconds(second),
+            );
         }
         history
     }
@@ -300,6 +302,7 @@ mod tests {
                 previous: Previous::Unknown { read_from: Sequence::ZERO },
                 engine_time_us: 0,
                 data: "1".into(),
+                signature: None,
             },
             seconds(5000),
         );

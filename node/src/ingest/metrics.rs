@@ -12,6 +12,7 @@ pub(super) struct Metrics {
     pub(super) heads: IntCounter,
     pub(super) dead_letters: IntCounter,
     pub(super) private: IntCounter,
+    pub(super) signed: IntCounter,
     pub(super) replayed: IntCounter,
     /// 1 for each source that was read to its log's end.
     pub(super) warm: IntGaugeVec,
@@ -41,6 +42,8 @@ impl Metrics {
                 "events_private_total",
                 "Events of private channels: sequenced, never published by gossip.",
             ),
+            signed: registry
+                .counter("events_signed_total", "Events that were signed for clients, replayed ones included."),
             replayed: registry.counter(
                 "events_replayed_total",
                 "Events of records from before this peer's start: for the history, not for gossip.",

@@ -41,6 +41,7 @@ use self::{
 };
 use crate::{
     ops::metrics::Registry,
+    signing::Signer,
     source::{LogReader, ReadError, Stretch},
     transform::Routes,
 };
@@ -167,12 +168,13 @@ impl Rescan {
     pub fn new(
         logs: Vec<Log>,
         private: Arc<HashSet<String>>,
+        signer: Arc<Signer>,
         bytes: usize,
         registry: &Registry,
         stop: CancellationToken,
     ) -> io::Result<Self> {
         let programs = logs.iter().map(|log| (log.routes.clone(), log.channels)).collect();
-        let transforming = Transforming::start(programs, private)?;
+        let transforming = Transforming::start(programs, private, signer)?;
         let turns = Semaphore::new(READING);
         let (cache, metrics) = (Cache::new(bytes, MAX_WAITING), Metrics::new(registry));
         Ok(Self(Arc::new(Inner { logs, transforming, cache, turns, stop, metrics })))

@@ -268,7 +268,7 @@ impl Store {
                     until = event.sequence.get();
                     break;
                 }
-                bytes += event.data.len();
+                bytes += event.bytes();
                 found.push(Event { previous: linked_to(after, event.position()), ..event.clone() });
                 after = Some(event.position());
             }

@@ -1,8 +1,7 @@
 //! Who this node is, and which network it belongs to: two small text files.
 
 use std::{
-    fmt,
-    io::{self, Write},
+    fmt, io,
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -14,11 +13,13 @@ use libp2p::{
 };
 use tickmesh_protocol::{PublisherKey, SigningKey};
 
+use crate::key_file;
+
 /// First lines of a network key file, as go-libp2p and Kubo write it.
 const NETWORK_KEY_HEAD: &str = "/key/swarm/psk/1.0.0/\n/base16/\n";
 
 /// Largest key file that is read: several times the 95 bytes of a network key.
-const MAX_KEY_FILE_BYTES: u64 = 4096;
+const MAX_KEY_FILE_BYTES: usize = 4096;
 
 /// Multihash code of an inlined key (identity), the form of every Ed25519 peer id.
 const INLINED: u64 = 0;
@@ -212,26 +213,12 @@ fn content(path: &Path, error: InvalidKey) -> KeyFileError {
 }
 
 fn read_key_file(path: &Path) -> Result<String, KeyFileError> {
-    let read = || {
-        use io::Read;
-        let mut text = String::new();
-        std::fs::File::open(path)?.take(MAX_KEY_FILE_BYTES).read_to_string(&mut text)?;
-        Ok(text)
-    };
-    read().map_err(|error| KeyFileError::Read { path: path.to_owned(), error })
+    key_file::read(path, MAX_KEY_FILE_BYTES)
+        .map_err(|error| KeyFileError::Read { path: path.to_owned(), error })
 }
 
 fn create_key_file(path: &Path, text: &str) -> Result<(), KeyFileError> {
-    let create = || {
-        let mut options = std::fs::OpenOptions::new();
-        options.write(true).create_new(true);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let mut file = options.open(path)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()
-    };
-    create().map_err(|error| KeyFileError::Create { path: path.to_owned(), error })
+    key_file::create(path, text).map_err(|error| KeyFileError::Create { path: path.to_owned(), error })
 }
 
 #[cfg(test)]

@@ -224,16 +224,24 @@ mod tests {
 
     #[test]
     fn data_is_read_as_edges_write_it_and_nothing_else_is() {
-        use tickmesh_protocol::{Previous, Sequence, client::write_data_message};
-        let name = "trades.a@v1".parse().expect("a name");
+        use tickmesh_protocol::{Epoch, Previous, Sequence, client::write_data_message};
         let sequence = Sequence::new(9_000_000).expect("a sequence");
         for previous in [None, Some(8_999_990)] {
             let mut text = Vec::new();
-            let link = match previous.and_then(|number| Sequence::new(number).ok()) {
+            let linked = match previous.and_then(|number| Sequence::new(number).ok()) {
                 Some(previous) => Previous::At(previous),
                 None => Previous::Unknown { read_from: sequence },
             };
-            write_data_message(&mut text, &name, sequence, link, br#"{"n":17,"side":"buy"}"#);
+            let event = tickmesh_protocol::Event {
+                stream: "trades.a@v1".parse().expect("a name"),
+                epoch: Epoch::from_u64(1),
+                sequence,
+                previous: linked,
+                engine_time_us: 0,
+                data: r#"{"n":17,"side":"buy"}"#.into(),
+                signature: None,
+            };
+            write_data_message(&mut text, &event);
             let text = String::from_utf8(text).expect("text");
             let event = parse_event(&text).expect("an event");
             assert_eq!((event.stream, event.sequence), ("trades.a@v1", 9_000_000));

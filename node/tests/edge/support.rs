@@ -98,6 +98,7 @@ pub fn events(epoch: u64, stream: &str, sequences: Range<u64>, data: impl Fn(u64
         },
         engine_time_us: now_us(),
         data: Bytes::from(data(sequence)),
+        signature: None,
     };
     sequences.map(event).collect()
 }

@@ -311,6 +311,7 @@ pub fn batch(identity: &Identity, boot: u64, counter: u64, stream: &StreamName, 
         previous: Previous::At(Sequence::new(sequence.saturating_sub(1)).unwrap()),
         engine_time_us: 1,
         data: Bytes::from(data),
+        signature: None,
     };
     Batch {
         publisher: identity.publisher(),

@@ -139,7 +139,7 @@ async fn what_is_no_request_is_refused_and_forgotten() {
     let trailing = [&good[..], &[0]].concat();
     let most = u32::try_from(MAX_FEED_REQUEST_BYTES).unwrap();
     let cases: [(&str, Vec<u8>, &str); 6] = [
-        ("garbage", framed(&[2, 200, 200, 200, 200]), "not the format of version 2"),
+        ("garbage", framed(&[3, 200, 200, 200, 200]), "not the format of version 3"),
         ("nothing", framed(&[]), "a frame of 0 bytes"),
         ("oversized", (most + 1).to_le_bytes().to_vec(), "allowed"),
         ("all of memory", u32::MAX.to_le_bytes().to_vec(), "allowed"),
@@ -256,7 +256,7 @@ async fn what_a_publisher_serves_is_checked() {
         ),
         ("another topic", framed(&frame(&page(&publisher, "trades.eth_usdt"))), "another topic"),
         ("unknown version", framed(&[77, 5]), "version 77"),
-        ("garbage", framed(&[2, 99, 1, 2, 3]), "not the format"),
+        ("garbage", framed(&[3, 99, 1, 2, 3]), "not the format"),
         ("too long", too_long, "allowed"),
         ("a status to a request for events", framed(&status), "does not belong"),
         ("an empty frame", framed(&[]), "a frame of 0 bytes"),

@@ -76,7 +76,15 @@ impl Store {
             }
             data.push('"');
             let (stream, data) = (stream.clone(), Bytes::from(data));
-            events.push(Event { stream, epoch: epoch(), sequence, previous, engine_time_us: 1, data });
+            events.push(Event {
+                stream,
+                epoch: epoch(),
+                sequence,
+                previous,
+                engine_time_us: 1,
+                data,
+                signature: None,
+            });
         }
         drop(inner);
         self.changed.notify_waiters();

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::{ErrorCode, RequestId};
-use crate::{Epoch, Position, Previous, Sequence, StreamName};
+use crate::{Epoch, Event, Position, Sequence, StreamName};
 
 /// What an edge allows one connection; part of `welcome`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -147,31 +147,39 @@ impl ControlMessage {
 #[derive(Clone, Debug, Deserialize)]
 pub struct DataMessage<'a> {
     pub stream: StreamName,
+    /// With a signature, which covers it.
+    #[serde(default)]
+    pub epoch: Option<Epoch>,
     pub sequence: Sequence,
     /// `null` where no event before this one is known.
     pub previous: Option<Sequence>,
     /// Exact JSON text.
     #[serde(borrow)]
     pub data: &'a RawValue,
+    /// A detached JWS, if it is one: [`KeySet::verify`](crate::signature::KeySet::verify) says so.
+    #[serde(default, borrow)]
+    pub signature: Option<Cow<'a, str>>,
 }
 
-/// Appends the text of a data message: `{"stream","sequence","previous","data"}`, fields in this order.
-pub fn write_data_message(
-    out: &mut Vec<u8>,
-    stream: &StreamName,
-    sequence: Sequence,
-    previous: Previous,
-    data: &[u8],
-) {
+/// Appends the text of a data message: `{"stream","sequence","previous","data"}`, fields in this order. A signed one has
+/// `epoch` after `stream`, since a client whose stream was empty has not been told it, and `signature` after `data`, so that
+/// the exact text of `data` can be cut out of the frame.
+pub fn write_data_message(out: &mut Vec<u8>, event: &Event) {
     use std::io::Write;
-    // Stream names hold no character that JSON escapes, and writing to a Vec cannot fail.
+    let Event { stream, epoch, sequence, previous, data, signature, .. } = event;
+    // None of these holds a character that JSON escapes, and writing to a Vec cannot fail.
+    let _ = write!(out, r#"{{"stream":"{stream}""#);
+    if signature.is_some() {
+        let _ = write!(out, r#","epoch":"{epoch}""#);
+    }
     let _ = match previous.sequence() {
-        Some(previous) => {
-            write!(out, r#"{{"stream":"{stream}","sequence":{sequence},"previous":{previous},"data":"#)
-        }
-        None => write!(out, r#"{{"stream":"{stream}","sequence":{sequence},"previous":null,"data":"#),
+        Some(previous) => write!(out, r#","sequence":{sequence},"previous":{previous},"data":"#),
+        None => write!(out, r#","sequence":{sequence},"previous":null,"data":"#),
     };
     out.extend_from_slice(data);
+    if let Some(signature) = signature {
+        let _ = write!(out, r#","signature":"{}""#, signature.as_str());
+    }
     out.push(b'}');
 }
 

@@ -38,7 +38,7 @@ impl Held {
         // A slice would keep the whole envelope it was cut from.
         let event = Event { data: Bytes::copy_from_slice(&event.data), ..event.clone() };
         self.count += 1;
-        self.bytes += event.data.len();
+        self.bytes += event.bytes();
         events.insert(event.sequence, event);
         true
     }
@@ -46,7 +46,7 @@ impl Held {
     fn take(&mut self, at: usize, sequence: Sequence) -> Option<Event> {
         let event = self.epochs.get_mut(at)?.1.remove(&sequence)?;
         self.count -= 1;
-        self.bytes -= event.data.len();
+        self.bytes -= event.bytes();
         if self.epochs[at].1.is_empty() {
             self.epochs.remove(at);
         }

@@ -29,6 +29,7 @@ fn event(sequence: u64) -> Event {
         previous: Previous::Unknown { read_from: Sequence::ZERO },
         engine_time_us: 0,
         data: "{}".into(),
+        signature: None,
     }
 }
 

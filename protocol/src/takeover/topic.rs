@@ -15,7 +15,7 @@ use crate::{
 /// others get their turn.
 pub(super) const BATCH_EVENTS: usize = 512;
 
-/// Bytes of data after which a batch is closed. One event of the largest size may still be added to it.
+/// Bytes of events after which a batch is closed. One event of the largest size may still be added to it.
 const BATCH_BYTES: usize = 128 * 1024;
 
 /// How often a stream's head is told after its last event, at intervals that double.
@@ -209,7 +209,7 @@ impl Lane {
             if *sequenced > until || count == BATCH_EVENTS || bytes >= BATCH_BYTES {
                 break;
             }
-            bytes += event.data.len();
+            bytes += event.bytes();
             count += 1;
         }
         (count > 0).then(|| self.unpublished.drain(..count).map(|(_, event)| event).collect())

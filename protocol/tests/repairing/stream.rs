@@ -23,6 +23,7 @@ pub fn event_after(position: Position, previous: Previous) -> Event {
         previous,
         engine_time_us: 0,
         data: Bytes::from_static(b"1"),
+        signature: None,
     }
 }
 

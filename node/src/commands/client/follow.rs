@@ -22,7 +22,10 @@ use tokio_tungstenite::{
     },
 };
 
-use super::output::Output;
+use super::{
+    output::Output,
+    signatures::{Signatures, Verdict},
+};
 
 /// An edge says something at least every five seconds (heartbeat); silence of this length is a lost connection.
 const SILENCE: Duration = Duration::from_secs(15);
@@ -42,6 +45,8 @@ pub(super) struct Follower {
     last: HashMap<StreamName, Sequence>,
     /// Streams whose next event comes after a pause in which others may have passed.
     rejoined: bool,
+    /// Verifies what is signed, if this was asked for.
+    signatures: Option<Signatures>,
     output: Output,
 }
 
@@ -51,6 +56,7 @@ impl Follower {
         streams: Vec<String>,
         credential: Option<(&'static str, String)>,
         left: Option<u64>,
+        signatures: Option<Signatures>,
         output: Output,
     ) -> anyhow::Result<Self> {
         let credential = match credential {
@@ -63,7 +69,16 @@ impl Follower {
             }
             None => None,
         };
-        Ok(Self { urls, streams, credential, left, last: HashMap::new(), rejoined: false, output })
+        Ok(Self {
+            urls,
+            streams,
+            credential,
+            left,
+            last: HashMap::new(),
+            rejoined: false,
+            signatures,
+            output,
+        })
     }
 
     pub(super) async fn run(mut self) -> anyhow::Result<ExitCode> {
@@ -111,7 +126,7 @@ impl Follower {
             let message = timeout(SILENCE, socket.next()).await.context("silent for too long")?;
             match message.context("connection lost")?? {
                 Message::Text(text) => {
-                    self.take(text.as_str())?;
+                    self.take(text.as_str()).await?;
                     *failures = 0;
                 }
                 Message::Close(Some(close)) => bail!("closed with {}: {}", close.code, close.reason),
@@ -123,15 +138,15 @@ impl Follower {
         Ok(())
     }
 
-    fn take(&mut self, text: &str) -> anyhow::Result<()> {
+    async fn take(&mut self, text: &str) -> anyhow::Result<()> {
         match ServerMessage::parse(text)? {
-            ServerMessage::Data(data) => self.take_event(text, &data),
+            ServerMessage::Data(data) => self.take_event(text, &data).await,
             ServerMessage::Control(control) => return self.take_control(&control),
         }
         Ok(())
     }
 
-    fn take_event(&mut self, text: &str, event: &DataMessage<'_>) {
+    async fn take_event(&mut self, text: &str, event: &DataMessage<'_>) {
         if let Some(left) = &mut self.left {
             if *left == 0 {
                 return;
@@ -149,7 +164,14 @@ impl Follower {
                 ));
             }
         }
-        self.output.event(text, event);
+        let verdict = match &mut self.signatures {
+            Some(signatures) => signatures.judge(event).await,
+            None => Verdict::Unsigned,
+        };
+        if let Verdict::Wrong(reason) = &verdict {
+            self.output.forged(&format!("{}: {}: {reason}", event.stream, event.sequence));
+        }
+        self.output.event(text, event, verdict.is_good());
     }
 
     fn take_control(&mut self, control: &ControlMessage) -> anyhow::Result<()> {

@@ -16,6 +16,9 @@ pub(super) struct Output {
     format: Format,
     events: u64,
     wrong: u64,
+    /// Events that were signed as they should be, and that were not; told if signatures are looked at.
+    verified: u64,
+    forged: u64,
     latencies_us: Option<Histogram<u64>>,
 }
 
@@ -28,11 +31,13 @@ struct Timestamped {
 impl Output {
     pub(super) fn new(format: Format, latency: bool) -> Self {
         let latencies_us = latency.then(|| Histogram::new_with_max(LONGEST_LATENCY_US, 3).ok()).flatten();
-        Self { format, events: 0, wrong: 0, latencies_us }
+        Self { format, events: 0, wrong: 0, verified: 0, forged: 0, latencies_us }
     }
 
-    pub(super) fn event(&mut self, text: &str, event: &DataMessage<'_>) {
+    /// Prints an event. `verified`: whether its signature is good; nothing if it has none, or nobody looked.
+    pub(super) fn event(&mut self, text: &str, event: &DataMessage<'_>, verified: Option<bool>) {
         self.events += 1;
+        self.verified += u64::from(verified == Some(true));
         let latency_us = self.latencies_us.as_mut().and_then(|latencies| {
             let latency = latency_us(event)?;
             latencies.saturating_record(latency);
@@ -40,13 +45,21 @@ impl Output {
         });
         let latency_ms = latency_us.map(|latency| latency as f64 / 1000.0);
         let line = match (self.format, latency_ms) {
-            (Format::Json, None) => text.to_owned(),
-            (Format::Json, Some(latency)) => {
-                format!("{},\"latency_ms\":{latency:.3}}}", text.strip_suffix('}').unwrap_or(text))
+            (Format::Json, latency) => {
+                let latency = latency.map(|latency| format!(",\"latency_ms\":{latency:.3}"));
+                let verified = verified.map(|verified| format!(",\"verified\":{verified}"));
+                let more = [verified, latency].into_iter().flatten().collect::<String>();
+                format!("{}{more}}}", text.strip_suffix('}').unwrap_or(text))
             }
             (Format::Text, latency) => {
                 let latency = latency.map(|latency| format!("{latency:>9.3} ms  ")).unwrap_or_default();
-                format!("{:<24} {:>10}  {latency}{}", event.stream.as_str(), event.sequence.get(), event.data)
+                let verified = match verified {
+                    Some(true) => "verified  ",
+                    Some(false) => "NOT VERIFIED  ",
+                    None => "",
+                };
+                let (stream, sequence) = (event.stream.as_str(), event.sequence.get());
+                format!("{stream:<24} {sequence:>10}  {latency}{verified}{}", event.data)
             }
         };
         // A reader that is gone, as `head` is, ends the program by the broken pipe it asked for.
@@ -64,16 +77,25 @@ impl Output {
         eprintln!("wrong: {text}");
     }
 
+    /// An event that is not signed as it should be.
+    pub(super) fn forged(&mut self, text: &str) {
+        self.forged += 1;
+        eprintln!("not verified: {text}");
+    }
+
     /// Prints the sums; whether nothing was wrong.
     pub(super) fn finish(&self) -> bool {
         eprint!("{} events, {} missed, doubled or out of order", self.events, self.wrong);
+        if self.verified + self.forged > 0 {
+            eprint!(", {} verified, {} not signed as they should be", self.verified, self.forged);
+        }
         if let Some(latencies) = &self.latencies_us {
             for (name, quantile) in [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)] {
                 eprint!(", {name} {:.2} ms", latencies.value_at_quantile(quantile) as f64 / 1000.0);
             }
         }
         eprintln!();
-        self.wrong == 0
+        self.wrong == 0 && self.forged == 0
     }
 }
 

@@ -50,7 +50,7 @@ pub(super) struct Chunk {
 impl Chunk {
     /// `record_bytes`: what the records take, of which events may be slices.
     pub(super) fn new(start: u64, until: u64, events: Vec<Event>, record_bytes: usize) -> Self {
-        let of_events: usize = events.iter().map(|event| event.data.len() + EVENT_BYTES).sum();
+        let of_events: usize = events.iter().map(|event| event.bytes() + EVENT_BYTES).sum();
         Self { start, until, events, bytes: CHUNK_BYTES + record_bytes + of_events }
     }
 }

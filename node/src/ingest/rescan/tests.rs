@@ -12,7 +12,7 @@ use futures_util::{
     FutureExt,
     future::{BoxFuture, join_all},
 };
-use tickmesh_protocol::{Previous, StreamName};
+use tickmesh_protocol::{Previous, StreamName, signature::MessageKey};
 
 use super::*;
 use crate::{
@@ -71,6 +71,12 @@ struct Bench {
     stop: CancellationToken,
 }
 
+/// Signs one channel of several.
+fn signer() -> Arc<Signer> {
+    let channels = HashSet::from(["depth".to_owned()]);
+    Arc::new(Signer::new(MessageKey::from_bytes(&[7; 32]), channels))
+}
+
 /// Partitions of two symbols: each symbol, tickers, orders.
 const ORDERS: u32 = 3;
 /// Records of partition 0 that are surely there.
@@ -103,7 +109,7 @@ impl Bench {
             channels: Some(&CHANNELS),
         }];
         let stop = CancellationToken::new();
-        let rescan = Rescan::new(logs, private, bytes, &registry, stop.clone()).unwrap();
+        let rescan = Rescan::new(logs, private, signer(), bytes, &registry, stop.clone()).unwrap();
         Self { rescan, log, registry, epoch: there.epoch, stop }
     }
 
@@ -177,6 +183,9 @@ async fn the_events_are_those_of_the_log() {
     for (event, record) in events.iter().zip(&log.records) {
         assert_eq!((event.sequence.get(), event.epoch), (record.position, record.epoch));
         assert_eq!(event.engine_time_us, record.engine_time_us);
+        // As when the log was read live: by the same key, of the same channels.
+        assert_eq!(event.signature.is_some(), event.stream.channel() == "depth");
+        assert_eq!(event.signature, signer().sign(&event.stream, event.position(), &event.data));
         let chunk = record.position / 4096;
         let text = String::from_utf8(record.value.to_vec()).unwrap();
         let data = std::str::from_utf8(&event.data).unwrap();

@@ -2,10 +2,11 @@
 
 use std::{collections::HashSet, io, sync::Arc, thread};
 
-use tickmesh_protocol::{Epoch, Event, Sequence, sequencer::Sequencer};
+use tickmesh_protocol::{Epoch, Event, Position, Sequence, sequencer::Sequencer};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
+    signing::Signer,
     source::Record,
     transform::{Routes, Transform, jq},
 };
@@ -28,7 +29,11 @@ struct Job {
 }
 
 impl Transforming {
-    pub(super) fn start(programs: Vec<Programs>, private: Arc<HashSet<String>>) -> io::Result<Self> {
+    pub(super) fn start(
+        programs: Vec<Programs>,
+        private: Arc<HashSet<String>>,
+        signer: Arc<Signer>,
+    ) -> io::Result<Self> {
         let (jobs, mut waiting) = mpsc::channel::<Job>(WAITING);
         let run = move || {
             let compile = |(routes, passing): &Programs| Transform::new(routes, *passing, &private);
@@ -39,9 +44,9 @@ impl Transforming {
             };
             while let Some(job) = waiting.blocking_recv() {
                 if let Some(transform) = transforms.get(job.source).filter(|_| !job.answer.is_closed()) {
+                    let events = events_of(transform, &private, &signer, job.epoch, job.start, &job.records);
                     // Whoever asked may have gone.
-                    let _ =
-                        job.answer.send(events_of(transform, &private, job.epoch, job.start, &job.records));
+                    let _ = job.answer.send(events);
                 }
             }
         };
@@ -68,6 +73,7 @@ impl Transforming {
 fn events_of(
     transform: &Transform,
     private: &HashSet<String>,
+    signer: &Signer,
     epoch: Epoch,
     start: u64,
     records: &[Record],
@@ -85,6 +91,7 @@ fn events_of(
             if private.contains(made.stream.channel()) {
                 continue;
             }
+            let signature = signer.sign(&made.stream, Position { epoch, sequence }, &made.data);
             events.push(Event {
                 stream: made.stream,
                 epoch,
@@ -92,6 +99,7 @@ fn events_of(
                 previous,
                 engine_time_us: record.engine_time_us,
                 data: made.data,
+                signature,
             });
         }
     }

@@ -23,6 +23,7 @@ fn batch(key: &SigningKey, boot: u64, counter: u64) -> Batch {
         previous: Previous::At(Sequence::new(counter).unwrap()),
         engine_time_us: 1,
         data: Bytes::from_static(b"{\"price\":\"1\"}"),
+        signature: None,
     };
     Batch {
         publisher: key.publisher(),

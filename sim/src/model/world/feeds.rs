@@ -128,6 +128,7 @@ impl World<'_> {
                     previous: linked_to(after, at),
                     engine_time_us: 0,
                     data,
+                    signature: None,
                 };
                 events.push(event);
                 after = Some(at);

@@ -411,7 +411,8 @@ impl World<'_> {
             return;
         };
         let data = bytes::Bytes::from_static(b"1");
-        let event = Event { stream: name, epoch, sequence, previous, engine_time_us: 0, data };
+        let event =
+            Event { stream: name, epoch, sequence, previous, engine_time_us: 0, data, signature: None };
         ingest.history.keep(stream, event.clone());
         let reached =
             ingest.partitions[partition].reached || self.mutation == Some(Mutation::PublishBeforeWarm);
