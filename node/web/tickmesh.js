@@ -6,8 +6,12 @@
 //     client.connect();
 //     subscription.unsubscribe();
 //
+// With `jwks`, the exchange's public keys, each event says whether its signature is good: `verified`.
+//
 // What it promises to a handler: the events of a stream in the order of their sequence, each once, and no gap it is not told
 // of (`onBreak`, and the counters of `client.stats`).
+
+import { Verifier } from "./signature.js";
 
 /**
  * @typedef {"idle" | "connecting" | "online" | "waiting" | "closed"} Phase
@@ -30,6 +34,10 @@
  * @property {number | null} previous sequence of the event before; null where the edge knows none
  * @property {any} data
  * @property {boolean} [snapshot]
+ * @property {string} [epoch]      of a signed event: what the sequence counts in
+ * @property {string} [signature]  of a signed event: a detached JWS over stream, epoch, sequence and data
+ * @property {boolean} [verified]  with `jwks`: whether the signature is good; absent where the event has none, or where nobody
+ *   can say (no Ed25519 in this browser, no keys to be had), which `client.stats.unverifiable` counts
  *
  * @typedef {object} Break something a handler should know before the next event of the stream
  * @property {string} stream
@@ -126,6 +134,10 @@ export class TickmeshClient {
   #failures = 0;
   /** The attempt that waits for its token. */
   #opening = null;
+  /** @type {Verifier | null} */
+  #verifier;
+  /** Ends when everything received so far has been handed on; null if nothing waits. */
+  #verifying = null;
   /** Tokens refused since one was accepted for a while. */
   #refusals = 0;
   /** @type {State} */
@@ -133,10 +145,12 @@ export class TickmeshClient {
 
   /**
    * Since the client was made. `missed`: streams that went on while it was away; `replayed`: events that an edge behind the one
-   * before sent again; `unlinked`: events in mid-stream without `previous`, so that nobody can say whether one is missing.
+   * before sent again; `unlinked`: events in mid-stream without `previous`, so that nobody can say whether one is missing;
+   * `verified`, `forged`, `unverifiable`: signed events by what became of their signatures.
    */
   stats = {
     events: 0, bytes: 0, gaps: 0, duplicates: 0, missed: 0, replayed: 0, unlinked: 0, connections: 0, errors: 0,
+    verified: 0, forged: 0, unverifiable: 0,
   };
 
   /**
@@ -149,11 +163,14 @@ export class TickmeshClient {
    * @param {() => number} [options.random] in [0, 1)
    * @param {() => string | Promise<string>} [options.token] gives the token to sign in with; asked at each connection, and
    *   again before one expires
+   * @param {string | URL | import("./signature.js").Jwks} [options.jwks] public keys to verify signed events with: an
+   *   address, or the set itself; best had from the exchange and not from the edge
    * @param {string[]} [options.protocols] subprotocols, if no token is given
    */
   constructor(options) {
     if (!options.urls?.length) throw new TypeError("urls must name at least one edge");
     this.#options = { WebSocket: globalThis.WebSocket, random: Math.random, ...options };
+    this.#verifier = options.jwks ? new Verifier(options.jwks) : null;
     this.#urls = [...options.urls];
     this.#state = { phase: "idle", url: this.#urls[0], attempt: 0, draining: false };
   }
@@ -258,8 +275,8 @@ export class TickmeshClient {
     const current = (handle) => (event) => {
       if (this.#socket === socket) handle(event);
     };
-    socket.onmessage = current((event) => this.#receive(event.data));
-    socket.onclose = current((event) => this.#closed(event));
+    socket.onmessage = current((event) => this.#receive(event.data, socket));
+    socket.onclose = current((event) => this.#inOrder(socket, undefined, () => this.#closed(event)));
     this.#timers.connect = setTimeout(() => {
       this.#drop("no welcome in time");
       this.#again("no welcome in time");
@@ -284,6 +301,7 @@ export class TickmeshClient {
     const socket = this.#socket;
     this.#socket = null;
     this.#opening = null;
+    this.#verifying = null;
     this.#pings.clear();
     for (const stream of this.#streams.values()) stream.status = "wanted";
     if (socket && socket.readyState <= 1) socket.close(1000, reason);
@@ -317,7 +335,7 @@ export class TickmeshClient {
 
   // What the edge says
 
-  #receive(text) {
+  #receive(text, socket) {
     this.#heardAt = Date.now();
     let message;
     try {
@@ -326,8 +344,53 @@ export class TickmeshClient {
       this.stats.errors += 1;
       return;
     }
+    if (message.event === undefined) this.stats.bytes += text.length;
+    const signed = this.#verifier && message.event === undefined && message.signature !== undefined;
+    const verdict = signed ? this.#verifier.verify(text, message) : undefined;
+    this.#inOrder(socket, verdict, (verified) => {
+      if (signed) this.#note(message, verified);
+      this.#handle(message);
+    });
+  }
+
+  /**
+   * Does something when everything before it is done and, where there is a verdict to wait for, that is there. Signatures are
+   * verified side by side, and what they say is handed on in order; without any, nothing waits.
+   */
+  #inOrder(socket, verdict, act) {
+    if (!verdict && !this.#verifying) {
+      act(undefined);
+      return;
+    }
+    const before = this.#verifying;
+    const done = (async () => {
+      const verified = await verdict;
+      await before;
+      try {
+        // What a given-up socket has said is not this connection's.
+        if (this.#socket === socket) act(verified);
+      } catch (error) {
+        // A handler's, to be seen as if nothing had waited; what comes next goes on.
+        queueMicrotask(() => {
+          throw error;
+        });
+      }
+      if (this.#verifying === done) this.#verifying = null;
+    })();
+    this.#verifying = done;
+  }
+
+  #note(message, verified) {
+    if (verified === undefined) {
+      this.stats.unverifiable += 1;
+      return;
+    }
+    message.verified = verified;
+    this.stats[verified ? "verified" : "forged"] += 1;
+  }
+
+  #handle(message) {
     if (message.event === undefined) {
-      this.stats.bytes += text.length;
       this.#data(message);
       return;
     }
