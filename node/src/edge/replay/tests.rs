@@ -29,6 +29,7 @@ fn log(stream: usize, length: u64) -> Vec<Event> {
         },
         engine_time_us: 0,
         data: "{}".into(),
+        signature: None,
     };
     (1..=length).map(event).collect()
 }
