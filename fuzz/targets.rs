@@ -6,12 +6,14 @@
 use ed25519_dalek::Signer;
 use tickmesh_protocol::{
     Epoch, Position, Sequence, SignedBatch, SigningKey, StreamName, Topic,
+    book::Book,
     client::{ClientMessage, ServerMessage},
     codec::{
         STATE_VERSION, decode_feed_frame, decode_feed_request, decode_head_reply, decode_head_request,
         decode_state, encode_feed_frame, encode_feed_request, encode_head_reply, encode_head_request,
         encode_state,
     },
+    event::MAX_EVENT_DATA_BYTES,
     signature::{KeySet, MessageKey, Signature},
     stream::{escape_key, is_part},
 };
@@ -31,6 +33,7 @@ pub const ALL: &[(&str, Target)] = &[
     ("signature", signature),
     ("names", names),
     ("checkpoint", checkpoint),
+    ("book", book),
 ];
 
 /// A batch envelope: as it is, and as a body that a publisher has signed. Without the second nothing behind the check
@@ -153,4 +156,18 @@ pub fn names(bytes: &[u8]) {
         assert_eq!(topic.to_string(), text);
     }
     assert!(is_part(&escape_key(text)));
+}
+
+/// Events of a depth stream, one a line.
+pub fn book(bytes: &[u8]) {
+    let mut book = Book::default();
+    for event in bytes.split(|byte| *byte == b'\n') {
+        let applied = book.apply(event);
+        assert!(applied.is_ok() || !book.is_whole());
+        let Some(data) = book.to_data() else { continue };
+        assert!(data.len() <= book.data_bytes() && book.data_bytes() <= MAX_EVENT_DATA_BYTES);
+        let mut again = Book::default();
+        again.apply(data.as_bytes()).expect("what was given out can be taken in");
+        assert_eq!(again, book);
+    }
 }

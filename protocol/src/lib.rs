@@ -12,6 +12,8 @@
 //! | [`codec`] | the bytes on the mesh; the only module that knows bincode |
 //! | [`head`] | the question "where does this stream stand", asked by an edge that joins |
 //! | [`feed`] | what a peer asks another for, in order and without loss |
+//! | [`book`] | [`book::Book`], the order book that depth events add up to |
+//! | [`policy`] | [`ChannelPolicy`](policy::ChannelPolicy): what is kept of a channel, and what slow clients get of it |
 //! | [`client`] | the JSON frames between an edge and its clients |
 //! | [`sequencer`] | log positions → sequence and `previous` |
 //! | [`link`] | received events → deliver, duplicate, gap, reset |
@@ -25,6 +27,7 @@
 //! | [`user`] | [`UserId`], whose the private streams are |
 
 pub mod batch;
+pub mod book;
 pub mod checkpoint;
 pub mod client;
 pub mod codec;
@@ -34,6 +37,7 @@ pub mod fetching;
 pub mod head;
 pub mod history;
 pub mod link;
+pub mod policy;
 pub mod position;
 pub mod rank;
 pub mod repair;

@@ -1,0 +1,269 @@
+//! An order book (L2: quantities by price), kept from the events of a depth stream. Pure.
+//!
+//! Events are differences, as exchanges send them: levels as they are from now on, a quantity of zero where a level is gone.
+//! One that says `"snapshot":true` holds the whole book. Prices and quantities are exact texts: compared as decimals, and
+//! given out as they came in.
+//!
+//! A worked example:
+//!
+//! ```
+//! use tickmesh_protocol::book::Book;
+//!
+//! let mut book = Book::default();
+//! book.apply(br#"{"asks":[["36200.5","1.2"]],"bids":[],"timestamp":1}"#).unwrap();
+//! assert_eq!(book.to_data(), None, "nobody knows what was there before");
+//! book.apply(br#"{"asks":[["36200.5","1.2"],["36200.1","3"]],"bids":[["36190.1","1.1"]],"snapshot":true,"timestamp":2}"#).unwrap();
+//! // A level goes, and another one is told in another spelling.
+//! book.apply(br#"{"asks":[["36200.50","0"],["36200.10","0.5"]],"timestamp":3}"#).unwrap();
+//! let whole = r#"{"asks":[["36200.10","0.5"]],"bids":[["36190.1","1.1"]],"snapshot":true,"timestamp":3}"#;
+//! assert_eq!(book.to_data().unwrap(), whole);
+//! // Whoever is given that has the same book.
+//! let mut other = Book::default();
+//! other.apply(whole.as_bytes()).unwrap();
+//! assert_eq!(other, book);
+//! ```
+
+mod decimal;
+
+use std::{collections::BTreeMap, fmt};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error, IgnoredAny, SeqAccess, Visitor},
+};
+use serde_json::value::RawValue;
+
+use self::decimal::Decimal;
+pub use self::decimal::{MAX_DECIMAL_BYTES, MAX_DIGITS};
+use crate::event::MAX_EVENT_DATA_BYTES;
+
+/// Most levels on one side: what the deepest books of large exchanges have.
+pub const MAX_BOOK_LEVELS: usize = 10_000;
+
+/// Longest timestamp, in bytes of JSON: RFC 3339 with nanoseconds and a zone, and room.
+const MAX_TIMESTAMP_BYTES: usize = 64;
+
+/// Bytes of a book's text around its levels and the timestamp.
+const FRAME_BYTES: usize = r#"{"asks":[],"bids":[],"snapshot":true,"timestamp":}"#.len();
+
+/// Bytes of a level's text around its price and quantity.
+const LEVEL_BYTES: usize = r#"["",""],"#.len();
+
+/// An order book, or one that is not known as a whole: nothing yet, or no longer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Book {
+    asks: BTreeMap<Decimal, Level>,
+    bids: BTreeMap<Decimal, Level>,
+    /// Of the last event, as it was written.
+    timestamp: Option<Box<str>>,
+    whole: bool,
+    /// Of the levels' text.
+    bytes: usize,
+}
+
+/// A level as it was told last: its price, and behind it the quantity, in one text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Level {
+    text: Box<str>,
+    /// Where the quantity begins. A price has at most [`MAX_DECIMAL_BYTES`].
+    price_bytes: u8,
+}
+
+/// Why a book is not known as a whole any more, until the next event that holds all of it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Broken {
+    #[error("no depth message: {0}")]
+    NoDepth(String),
+    #[error("{0:?} is no number, or has more than {MAX_DIGITS} digits")]
+    Number(String),
+    #[error("more than {MAX_BOOK_LEVELS} levels on one side")]
+    TooManyLevels,
+    #[error("as a text it has more than the {MAX_EVENT_DATA_BYTES} bytes of one event")]
+    TooLarge,
+}
+
+impl Book {
+    /// Takes in the `data` of the stream's next event. Differences of a book that is not known as a whole are passed over.
+    ///
+    /// # Errors
+    /// Says why the book is not known as a whole from now on.
+    pub fn apply(&mut self, data: &[u8]) -> Result<(), Broken> {
+        let applied = Depth::parse(data).and_then(|depth| self.take(&depth));
+        if applied.is_err() {
+            self.clear();
+        }
+        applied
+    }
+
+    /// Forgets everything: events were missed, or the stream is numbered anew.
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    pub fn is_whole(&self) -> bool {
+        self.whole
+    }
+
+    /// The book as the `data` of an event that holds all of it: asks ascending, bids descending, the timestamp of the last
+    /// event. `None` if it is not known as a whole. At most [`MAX_EVENT_DATA_BYTES`].
+    pub fn to_data(&self) -> Option<String> {
+        if !self.whole {
+            return None;
+        }
+        let mut data = String::with_capacity(self.data_bytes());
+        data.push_str(r#"{"asks":["#);
+        put_side(&mut data, self.asks.values());
+        data.push_str(r#"],"bids":["#);
+        put_side(&mut data, self.bids.values().rev());
+        data.push_str(r#"],"snapshot":true"#);
+        if let Some(timestamp) = &self.timestamp {
+            data.push_str(r#","timestamp":"#);
+            data.push_str(timestamp);
+        }
+        data.push('}');
+        Some(data)
+    }
+
+    /// Length of [`Self::to_data`], or a little more.
+    pub fn data_bytes(&self) -> usize {
+        FRAME_BYTES + self.timestamp.as_ref().map_or(0, |timestamp| timestamp.len()) + self.bytes
+    }
+
+    fn take(&mut self, depth: &Depth<'_>) -> Result<(), Broken> {
+        if depth.snapshot == Some(true) {
+            self.clear();
+            self.whole = true;
+        } else if !self.whole {
+            return Ok(());
+        }
+        for (side, levels) in [(&mut self.asks, &depth.asks), (&mut self.bids, &depth.bids)] {
+            for told in levels.iter().flatten() {
+                let (price, level) = told.read()?;
+                let (before, now) = match level {
+                    Some(level) => {
+                        let now = level.bytes();
+                        (side.insert(price, level), now)
+                    }
+                    None => (side.remove(&price), 0),
+                };
+                self.bytes = self.bytes + now - before.map_or(0, |before| before.bytes());
+            }
+            if side.len() > MAX_BOOK_LEVELS {
+                return Err(Broken::TooManyLevels);
+            }
+        }
+        self.timestamp = depth.timestamp()?.map(Box::from);
+        if self.data_bytes() > MAX_EVENT_DATA_BYTES { Err(Broken::TooLarge) } else { Ok(()) }
+    }
+}
+
+impl Level {
+    fn bytes(&self) -> usize {
+        LEVEL_BYTES + self.text.len()
+    }
+}
+
+fn put_side<'a>(data: &mut String, levels: impl Iterator<Item = &'a Level>) {
+    for (index, level) in levels.enumerate() {
+        let (price, quantity) = level.text.split_at(usize::from(level.price_bytes));
+        if index > 0 {
+            data.push(',');
+        }
+        for part in [r#"[""#, price, r#"",""#, quantity, r#""]"#] {
+            data.push_str(part);
+        }
+    }
+}
+
+/// An event of a depth stream. Other fields are passed over.
+#[derive(Deserialize)]
+struct Depth<'a> {
+    #[serde(borrow)]
+    asks: Option<Vec<ToldLevel<'a>>>,
+    #[serde(borrow)]
+    bids: Option<Vec<ToldLevel<'a>>>,
+    #[serde(borrow)]
+    timestamp: Option<&'a RawValue>,
+    snapshot: Option<bool>,
+}
+
+/// `[price, quantity]`, strings or numbers, as they are written; what else an exchange says of a level is passed over.
+struct ToldLevel<'a> {
+    price: &'a RawValue,
+    quantity: &'a RawValue,
+}
+
+impl<'a> Depth<'a> {
+    fn parse(data: &'a [u8]) -> Result<Self, Broken> {
+        let no_depth = |reason: &str| Broken::NoDepth(reason.to_owned());
+        // A list of the fields' values would be read as well.
+        if data.trim_ascii_start().first() != Some(&b'{') {
+            return Err(no_depth("not an object"));
+        }
+        let depth: Self = serde_json::from_slice(data).map_err(|error| Broken::NoDepth(error.to_string()))?;
+        if depth.asks.is_none() && depth.bids.is_none() {
+            return Err(no_depth("neither asks nor bids"));
+        }
+        Ok(depth)
+    }
+
+    fn timestamp(&self) -> Result<Option<&'a str>, Broken> {
+        let Some(text) = self.timestamp.map(RawValue::get) else { return Ok(None) };
+        if text.len() <= MAX_TIMESTAMP_BYTES
+            && text.starts_with(|c: char| c.is_ascii_digit() || "-\"".contains(c))
+        {
+            Ok(Some(text))
+        } else {
+            Err(Broken::NoDepth("timestamp is neither a number nor a short string".to_owned()))
+        }
+    }
+}
+
+impl ToldLevel<'_> {
+    /// The price, and the level unless it is gone.
+    fn read(&self) -> Result<(Decimal, Option<Level>), Broken> {
+        let (price_text, quantity_text) = (number_text(self.price), number_text(self.quantity));
+        let (price, quantity) = (number(price_text)?, number(quantity_text)?);
+        if quantity.is_negative() {
+            return Err(Broken::NoDepth(format!("a quantity of {quantity_text}")));
+        }
+        // It was just seen to be short.
+        let price_bytes = u8::try_from(price_text.len()).unwrap_or(u8::MAX);
+        let level = || Level { text: [price_text, quantity_text].concat().into(), price_bytes };
+        Ok((price, (!quantity.is_zero()).then(level)))
+    }
+}
+
+/// What a number is written as, be it a JSON number or a string.
+fn number_text(value: &RawValue) -> &str {
+    let text = value.get();
+    text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text)
+}
+
+fn number(text: &str) -> Result<Decimal, Broken> {
+    Decimal::parse(text).ok_or_else(|| Broken::Number(text.chars().take(MAX_DECIMAL_BYTES).collect()))
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for ToldLevel<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Levels;
+
+        impl<'de> Visitor<'de> for Levels {
+            type Value = (&'de RawValue, &'de RawValue);
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a level: [price, quantity]")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                let price = seq.next_element()?.ok_or_else(|| A::Error::invalid_length(0, &self))?;
+                let quantity = seq.next_element()?.ok_or_else(|| A::Error::invalid_length(1, &self))?;
+                while seq.next_element::<IgnoredAny>()?.is_some() {}
+                Ok((price, quantity))
+            }
+        }
+
+        let (price, quantity) = deserializer.deserialize_seq(Levels)?;
+        Ok(Self { price, quantity })
+    }
+}
