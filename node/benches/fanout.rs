@@ -238,7 +238,12 @@ impl Upstream for QuietMesh {
         let sequence = Sequence::new(FIRST_SEQUENCE - 1).unwrap();
         let head = Head::At(Position { epoch: Epoch::from_u64(1), sequence });
         Box::pin(async move {
-            Ok(HeadReply { heads: vec![head; request.streams.len()], read: Vec::new(), left: Vec::new() })
+            Ok(HeadReply {
+                heads: vec![head; request.streams.len()],
+                read: Vec::new(),
+                left: Vec::new(),
+                policy: Default::default(),
+            })
         })
     }
 

@@ -18,6 +18,7 @@ fn transform(c: &mut Criterion) {
     group.bench_function("as_it_is", |b| b.iter(|| black_box(none.apply("market.trades", &passing))));
 
     let route = |data: Option<&str>| RouteConfig {
+        policy: Default::default(),
         source: "engine".into(),
         topic: "market.*".into(),
         channel: "trades".into(),

@@ -14,7 +14,10 @@ use std::{
 use toml::Table;
 
 use self::reader::{Fault, Faults, Section};
-use crate::{auth, edge, ingest, mesh, ops, signing, source, transform::RouteConfig};
+use crate::{
+    auth, edge, ingest, mesh, ops, signing, source,
+    transform::{Policies, RouteConfig},
+};
 
 /// Everything one peer is told, checked.
 #[derive(Clone, Debug)]
@@ -166,8 +169,10 @@ impl Config {
             .or_else(|| unused(&mut root, "edge", "edge"));
         // Peers that are tried out in one folder must not share it.
         let checkpoint_file = data_dir.join(format!("{}.checkpoint", name.as_deref().unwrap_or_default()));
-        let ingest =
-            roles.contains("ingest").then(|| read_ingest(&mut root, checkpoint_file)).or_else(|| {
+        let ingest = roles
+            .contains("ingest")
+            .then(|| read_ingest(&mut root, checkpoint_file, &private))
+            .or_else(|| {
                 for key in ["ingest", "source", "route"] {
                     unused::<()>(&mut root, key, "ingest");
                 }
@@ -175,6 +180,29 @@ impl Config {
             });
         root.finish();
         Some(Self { name: name?, region: region?, private, mesh, auth, signing, edge, ingest, ops })
+    }
+}
+
+impl IngestRole {
+    /// The policies of all channels that routes and sources name, and what of that does not go together.
+    pub fn policies(&self, private: &HashSet<String>) -> (Policies, Vec<String>) {
+        let (mut policies, mut faults) = (Policies::default(), Vec::new());
+        for RouteConfig { source, topic, channel, policy, .. } in &self.routes {
+            let by = format!("the route of source {source:?}, topic {topic:?}");
+            faults.extend(policies.name(channel, *policy, private, by).err());
+        }
+        for SourceRole { source, .. } in &self.sources {
+            // What passes without a route is what the source says it is.
+            let routed = self.routes.iter().any(|route| route.source == source.name);
+            for channel in source.channels().into_iter().flatten().filter(|_| !routed) {
+                // What makes a channel private is asked of nobody: the source's own wish gives way.
+                let policy =
+                    source.policy(channel).filter(|policy| policy.check(private.contains(*channel)).is_ok());
+                let by = format!("the source {:?}", source.name);
+                faults.extend(policies.name(channel, policy.unwrap_or_default(), private, by).err());
+            }
+        }
+        (policies, faults)
     }
 }
 
@@ -206,7 +234,7 @@ fn unused<T>(root: &mut Section, key: &'static str, role: &str) -> Option<T> {
     None
 }
 
-fn read_ingest(root: &mut Section, checkpoint_file: PathBuf) -> IngestRole {
+fn read_ingest(root: &mut Section, checkpoint_file: PathBuf, private: &HashSet<String>) -> IngestRole {
     let ingest = read_section(root, "ingest", ingest::Config::read);
     let sources: Vec<_> = root
         .sections("source")
@@ -233,7 +261,11 @@ fn read_ingest(root: &mut Section, checkpoint_file: PathBuf) -> IngestRole {
     for route in routes.iter().filter(|route| !names.contains(&route.source)) {
         root.fault("route", format!("no source is named {:?}", route.source));
     }
-    IngestRole { ingest, sources, routes, checkpoint_file: Some(checkpoint_file) }
+    let role = IngestRole { ingest, sources, routes, checkpoint_file: Some(checkpoint_file) };
+    for fault in role.policies(private).1 {
+        root.fault("route", fault);
+    }
+    role
 }
 
 #[cfg(test)]

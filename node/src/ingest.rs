@@ -14,6 +14,7 @@
 //! | `core` | numbers records, keeps and publishes events |
 //! | `warmth`, `tiers` | when and in which order this peer ranks |
 //! | `history` | the events of the last minutes |
+//! | `retained` | last events and order books, for snapshots |
 //! | `store`, `rescan` | what feeds are served from: the history, and the log behind it |
 //! | `checkpoint` | how far this peer is, on disk |
 //! | `overview` | how this peer sees the mesh, for people |
@@ -26,6 +27,7 @@ mod history;
 mod metrics;
 mod overview;
 pub mod rescan;
+mod retained;
 mod store;
 mod tiers;
 mod warmth;
@@ -61,7 +63,8 @@ use self::{
     history::History,
     metrics::Metrics,
     rescan::{Log, Rescan},
-    store::{Feeds, Store},
+    retained::RetainedStreams,
+    store::{Feeds, Store, StoreParts},
     warmth::Warmth,
     worker::Worker,
 };
@@ -77,7 +80,7 @@ use crate::{
     ports::{FeedStore, IngestInput},
     signing::Signer,
     source::{LogReader, SourceEvent},
-    transform::{Routes, Transform, jq, jq::JqError},
+    transform::{Policies, Routes, Transform, jq, jq::JqError},
 };
 
 /// What is kept of the log that was read again, for others who ask for the same: two chunks of the largest records for
@@ -189,6 +192,8 @@ pub struct Parts {
     pub region: String,
     /// Channels whose events never enter gossip.
     pub private: Arc<HashSet<String>>,
+    /// What is retained of each channel, and what edges do for its clients.
+    pub policies: Policies,
     pub key: SigningKey,
     /// Signs events for clients.
     pub signer: Arc<Signer>,
@@ -251,7 +256,17 @@ pub fn open(parts: Parts) -> io::Result<Opened> {
         &parts.registry,
         parts.stop.clone(),
     )?;
-    let store = Arc::new(Store::new(history, parts.key.clone(), boot, parts.private.clone(), status, rescan));
+    let retained = RetainedStreams::new(&parts.registry);
+    let store = Arc::new(Store::new(StoreParts {
+        history,
+        retained,
+        key: parts.key.clone(),
+        signer: Arc::clone(&parts.signer),
+        boot,
+        private: parts.private.clone(),
+        status,
+        rescan,
+    }));
     let (overlook, overlooks) = mpsc::channel(overview::WAITING);
     Ok(Opened { parts, boot, store, overlook: Overlook(overlook), overlooks })
 }
@@ -334,6 +349,8 @@ impl Opened {
             sources: lanes.iter().map(|lane| lane.source.as_str().into()).collect(),
             private: parts.private,
             signer: parts.signer,
+            policies: parts.policies,
+            told_unfit: false,
             began: Instant::now(),
             sequencer: Sequencer::default(),
             partitions: HashMap::new(),

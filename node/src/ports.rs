@@ -40,6 +40,10 @@ pub trait FeedStore: Send + Sync + 'static {
     /// at once if it has changed the cursor, else after [`Self::changed`].
     fn next<'a>(&'a self, cursor: &'a mut FeedCursor) -> BoxFuture<'a, Result<FeedStep, Refusal>>;
 
+    /// What is retained of the first of these streams, as many as make about [`PAGE_BYTES`]; the caller asks again for
+    /// the others. There is at least one stream, each is of the topic.
+    fn snapshots(&self, topic: &Topic, streams: &[StreamName]) -> Result<Snapshots, Refusal>;
+
     /// Resolves when [`Self::next`] may have something new for a topic: new events, or what was read from a log. What
     /// comes about after this *call* counts, even if the future has not been polled by then, so that nothing is missed
     /// between `next` and waiting.
@@ -87,6 +91,15 @@ pub struct FeedStep {
     pub pages: Vec<SignedBatch>,
     /// Behind these pages there is nothing more now. Every stream of the cursor has its `end`.
     pub at_head: bool,
+}
+
+/// What one call of [`FeedStore::snapshots`] gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshots {
+    /// Signed as snapshots, of those of which something is retained; none, if of none is.
+    pub page: Option<SignedBatch>,
+    /// For each of the first streams, at least for one, whether something is retained, and where that stands.
+    pub ends: Vec<FeedEnd>,
 }
 
 /// Why a feed is not served, in words for the one who asked.

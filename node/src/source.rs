@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use tickmesh_protocol::{Epoch, feed::MAX_SOURCE_NAME_BYTES, stream::is_part};
+use tickmesh_protocol::{Epoch, feed::MAX_SOURCE_NAME_BYTES, policy::ChannelPolicy, stream::is_part};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -79,6 +79,14 @@ impl Config {
         match self.kind {
             Kind::Kafka(_) => None,
             Kind::Embedded(_) => Some(&embedded::CHANNELS),
+        }
+    }
+
+    /// What is done for the clients of one of its own channels, where it knows them.
+    pub fn policy(&self, channel: &str) -> Option<ChannelPolicy> {
+        match self.kind {
+            Kind::Kafka(_) => None,
+            Kind::Embedded(_) => Some(embedded::policy(channel)),
         }
     }
 

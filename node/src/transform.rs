@@ -5,6 +5,7 @@
 //! a pure function of the record, so all ingest peers make the same events.
 
 pub mod jq;
+mod policies;
 mod route;
 
 use std::{collections::HashSet, sync::Arc};
@@ -15,7 +16,7 @@ use serde_json::value::RawValue;
 use tickmesh_protocol::{StreamName, event::MAX_EVENT_DATA_BYTES, stream::InvalidStreamName};
 
 use self::jq::{Filter, JqError};
-pub use self::route::RouteConfig;
+pub use self::{policies::Policies, route::RouteConfig};
 use crate::source::MAX_RECORD_BYTES;
 
 /// The routes of one source, compiled. Not `Send`: it lives on the ingest thread.

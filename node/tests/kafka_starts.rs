@@ -265,6 +265,7 @@ async fn the_log_is_read_again_once_for_all_who_wait() {
     source.ends(2).await;
     let epoch = source.states[&("again".into(), 1)].epoch;
     let route = RouteConfig {
+        policy: Default::default(),
         source: "engine".into(),
         topic: "again".into(),
         channel: "trades".into(),

@@ -16,6 +16,8 @@ mod feeds_bad;
 mod raw;
 #[path = "mesh/rogue.rs"]
 mod rogue;
+#[path = "mesh/snapshots.rs"]
+mod snapshots;
 #[path = "mesh/store.rs"]
 mod store;
 

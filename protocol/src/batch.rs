@@ -23,6 +23,7 @@ pub const MAX_BATCH_HEADS: usize = 1024;
 /// elsewhere the same key may sign: a page of a feed, sent again as if it were a batch, is refused.
 const BATCH_CONTEXT: &[u8] = b"tickmesh batch\0";
 const PAGE_CONTEXT: &[u8] = b"tickmesh page\0";
+const SNAPSHOT_CONTEXT: &[u8] = b"tickmesh snapshot\0";
 
 /// Length of an Ed25519 signature (RFC 8032), in bytes.
 pub const SIGNATURE_BYTES: usize = 64;
@@ -101,6 +102,14 @@ impl SignedBatch {
         Self::sign_as(PAGE_CONTEXT, page, key)
     }
 
+    /// Encodes and signs snapshots: events that hold what is retained of their streams. Its counter means nothing.
+    ///
+    /// # Errors
+    /// If the snapshots break a limit of [`codec`].
+    pub fn sign_snapshots(snapshots: Batch, key: &SigningKey) -> Result<Self, CodecError> {
+        Self::sign_as(SNAPSHOT_CONTEXT, snapshots, key)
+    }
+
     fn sign_as(context: &[u8], batch: Batch, key: &SigningKey) -> Result<Self, CodecError> {
         debug_assert_eq!(batch.publisher, key.publisher());
         let envelope =
@@ -117,6 +126,11 @@ impl SignedBatch {
     /// Decodes a page of a feed and verifies its signature. Whether the publisher is one to be believed is not asked here.
     pub fn open_page(envelope: Bytes) -> Result<Self, InvalidBatch> {
         Self::open_as(PAGE_CONTEXT, envelope)
+    }
+
+    /// Decodes snapshots and verifies their signature. Whether the publisher is one to be believed is not asked here.
+    pub fn open_snapshots(envelope: Bytes) -> Result<Self, InvalidBatch> {
+        Self::open_as(SNAPSHOT_CONTEXT, envelope)
     }
 
     fn open_as(context: &[u8], envelope: Bytes) -> Result<Self, InvalidBatch> {

@@ -13,15 +13,17 @@
 //!     epoch, topic: "market.trades".into(), partition: 0, next: 9, read_from: Sequence::new(3).unwrap(), term: Some(4),
 //! };
 //! let last = Position { epoch, sequence: Sequence::new(7).unwrap() };
-//! let stream = StreamState { name: "trades.btc_usdt".parse().unwrap(), last, left: vec![] };
+//! let stream = StreamState { name: "trades.btc_usdt".parse().unwrap(), last, left: vec![], retained: None };
 //! let engine = SourceState { name: "engine".into(), partitions: vec![partition], streams: vec![stream] };
 //! let state = State { sources: vec![engine] };
 //! assert_eq!(decode_state(&encode_state(&state).unwrap()).unwrap(), state);
 //! ```
 
-use std::sync::Arc;
+use std::{cmp::Reverse, sync::Arc};
 
-use crate::{Epoch, Position, Sequence, StreamName};
+use bytes::Bytes;
+
+use crate::{Epoch, Position, Sequence, StreamName, book::Book};
 
 /// Largest state as bytes: about a million streams, which is more than one ingest peer can serve.
 pub const MAX_STATE_BYTES: usize = 64 * 1024 * 1024;
@@ -71,11 +73,95 @@ pub struct StreamState {
     pub last: Position,
     /// Epochs that it has left and may not go back to, oldest first.
     pub left: Vec<Epoch>,
+    /// What is kept of it for who subscribes, at its last event.
+    pub retained: Option<Retained>,
+}
+
+/// What is kept of a stream. Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retained {
+    /// Of the last event.
+    pub engine_time_us: u64,
+    pub what: RetainedData,
+}
+
+/// The kinds of what is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RetainedData {
+    /// The last event's data.
+    Last(Bytes),
+    /// The book that the events add up to. Known as a whole.
+    Book(Arc<Book>),
+}
+
+/// What a stream costs in a state at most, beside its names, the epochs it left and what is retained.
+const STREAM_BYTES: usize = 64;
+/// An epoch that was left.
+const LEFT_BYTES: usize = 9;
+/// What a source or a partition costs at most, beside their names.
+const PARTITION_BYTES: usize = 64;
+
+impl Retained {
+    /// Length of [`Self::data`], or a little more.
+    pub fn data_bytes(&self) -> usize {
+        match &self.what {
+            RetainedData::Last(data) => data.len(),
+            RetainedData::Book(book) => book.data_bytes(),
+        }
+    }
+
+    /// The `data` of an event that says all there is to know. `None` for a book that is not known as a whole.
+    pub fn data(&self) -> Option<Bytes> {
+        match &self.what {
+            RetainedData::Last(data) => Some(data.clone()),
+            RetainedData::Book(book) => book.to_data().map(Bytes::from),
+        }
+    }
 }
 
 impl State {
+    /// Leaves out what is retained of the streams with the most of it, until the rest surely fits [`MAX_STATE_BYTES`] as
+    /// bytes. Returns of how many.
+    pub fn fit(&mut self) -> usize {
+        self.fit_into(MAX_STATE_BYTES)
+    }
+
+    fn fit_into(&mut self, limit: usize) -> usize {
+        let mut bytes: usize = self.sources.iter().map(SourceState::bytes_at_most).sum();
+        if bytes <= limit {
+            return 0;
+        }
+        let streams = self.sources.iter_mut().flat_map(|source| &mut source.streams);
+        let mut largest: Vec<_> =
+            streams.map(|stream| &mut stream.retained).filter(|of| of.is_some()).collect();
+        let data_bytes = |retained: &Option<Retained>| retained.as_ref().map_or(0, Retained::data_bytes);
+        largest.sort_by_key(|retained| Reverse(data_bytes(retained)));
+        let mut left_out = 0;
+        for retained in largest {
+            if bytes <= limit {
+                break;
+            }
+            bytes -= data_bytes(retained);
+            *retained = None;
+            left_out += 1;
+        }
+        left_out
+    }
+
     /// The state of one source.
     pub fn source(&self, name: &str) -> Option<&SourceState> {
         self.sources.iter().find(|source| source.name == name)
+    }
+}
+
+impl SourceState {
+    fn bytes_at_most(&self) -> usize {
+        let partition = |of: &PartitionState| PARTITION_BYTES + of.topic.len();
+        let stream = |of: &StreamState| {
+            let retained = of.retained.as_ref().map_or(0, Retained::data_bytes);
+            STREAM_BYTES + of.name.as_str().len() + LEFT_BYTES * of.left.len() + retained
+        };
+        let partitions: usize = self.partitions.iter().map(partition).sum();
+        PARTITION_BYTES + self.name.len() + partitions + self.streams.iter().map(stream).sum::<usize>()
     }
 }

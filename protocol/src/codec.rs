@@ -19,6 +19,7 @@ use crate::{
     event::MAX_EVENT_DATA_BYTES,
     feed::MAX_STATUS_SOURCES,
     head::{Head, HeadReply, HeadRequest, MAX_HEAD_LEFT, MAX_HEAD_READ, MAX_HEAD_STREAMS},
+    policy::{ChannelPolicy, OnSlow, Retain},
     position::SequenceTooLarge,
     signature::{InvalidSignature, Signature},
     stream::InvalidStreamName,
@@ -139,6 +140,22 @@ struct WireHeadReply {
     heads: Vec<WireHead>,
     read: Vec<(u64, u64)>,
     left: Vec<(u32, u64)>,
+    retain: WireRetain,
+    on_slow: WireOnSlow,
+}
+
+#[derive(Encode, BorrowDecode)]
+enum WireRetain {
+    None,
+    Last,
+    Book,
+}
+
+#[derive(Encode, BorrowDecode)]
+enum WireOnSlow {
+    Disconnect,
+    Conflate,
+    Resync,
 }
 
 #[derive(Encode, BorrowDecode)]
@@ -312,7 +329,17 @@ pub fn encode_head_reply(reply: &HeadReply) -> Result<Vec<u8>, CodecError> {
             Head::Private => WireHead::Private,
         })
         .collect();
-    encode(&WireHeadReply { heads, read, left })
+    let retain = match reply.policy.retain {
+        Retain::None => WireRetain::None,
+        Retain::Last => WireRetain::Last,
+        Retain::Book => WireRetain::Book,
+    };
+    let on_slow = match reply.policy.on_slow {
+        OnSlow::Disconnect => WireOnSlow::Disconnect,
+        OnSlow::Conflate => WireOnSlow::Conflate,
+        OnSlow::Resync => WireOnSlow::Resync,
+    };
+    encode(&WireHeadReply { heads, read, left, retain, on_slow })
 }
 
 /// Decodes an answer about heads.
@@ -336,7 +363,17 @@ pub fn decode_head_reply(bytes: &[u8]) -> Result<HeadReply, CodecError> {
             })
         })
         .collect::<Result<_, CodecError>>()?;
-    Ok(HeadReply { heads, read, left })
+    let retain = match wire.retain {
+        WireRetain::None => Retain::None,
+        WireRetain::Last => Retain::Last,
+        WireRetain::Book => Retain::Book,
+    };
+    let on_slow = match wire.on_slow {
+        WireOnSlow::Disconnect => OnSlow::Disconnect,
+        WireOnSlow::Conflate => OnSlow::Conflate,
+        WireOnSlow::Resync => OnSlow::Resync,
+    };
+    Ok(HeadReply { heads, read, left, policy: ChannelPolicy { retain, on_slow } })
 }
 
 fn encode(message: &impl Encode) -> Result<Vec<u8>, CodecError> {

@@ -9,6 +9,14 @@
 //! ingest <─ End  [(trades.btc_usdt, Complete { head: 12 })]
 //! ```
 //!
+//! Who asks for snapshots is given what is retained of streams, each at the position that it says:
+//!
+//! ```text
+//! edge   ─> Snapshots { depth/15, [depth.eth_usdt] }
+//! ingest <─ Snapshots [the book at 251]
+//! ingest <─ End  [(depth.eth_usdt, Complete { head: 251 })]
+//! ```
+//!
 //! A page is signed by the publisher that serves it, so what is in it may be believed. What [`FeedFrame::End`] and
 //! [`FeedFrame::Status`] claim is not signed: it decides what is asked next, never what a client is told.
 
@@ -57,6 +65,12 @@ pub enum FeedRequest {
         /// At most [`MAX_SOURCE_NAME_BYTES`].
         source: String,
     },
+    /// What is retained of some streams of a topic, at once, and no more.
+    Snapshots {
+        topic: Topic,
+        /// 1 to [`MAX_FEED_STREAMS`], each once, all of the topic.
+        streams: Vec<StreamName>,
+    },
 }
 
 /// One frame of the answer.
@@ -81,14 +95,19 @@ pub enum FeedFrame {
     },
     /// There is nothing to send yet, but the server is at it: it reads the log, or others are served first.
     Working,
+    /// What is retained of streams: events whose `data` is all there is to know at their `sequence`. Signed as snapshots,
+    /// see [`SignedBatch::sign_snapshots`].
+    Snapshots(SignedBatch),
 }
 
 /// How a feed ended for one stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FeedEnd {
-    /// Everything after the position asked for was served, up to the server's head; `None`: it knows no event.
+    /// Everything after the position asked for was served, up to the server's head; `None`: it knows no event. Of a
+    /// snapshot: where it stands.
     Complete { head: Option<Position> },
-    /// The server no longer has, or never had, what follows the position; its oldest event is this.
+    /// The server no longer has, or never had, what follows the position; its oldest event is this. Of a snapshot: nothing
+    /// is retained.
     Refused { oldest: Option<Position> },
 }
 
@@ -120,7 +139,9 @@ impl FeedRequest {
     /// The topic of a request for events.
     pub fn topic(&self) -> Option<&Topic> {
         match self {
-            Self::Streams { topic, .. } | Self::Topic { topic, .. } => Some(topic),
+            Self::Streams { topic, .. } | Self::Topic { topic, .. } | Self::Snapshots { topic, .. } => {
+                Some(topic)
+            }
             Self::Status | Self::State { .. } => None,
         }
     }
@@ -130,7 +151,7 @@ impl FeedRequest {
         match self {
             Self::Streams { live, .. } | Self::Topic { live, .. } => *live,
             Self::Status => true,
-            Self::State { .. } => false,
+            Self::State { .. } | Self::Snapshots { .. } => false,
         }
     }
 }

@@ -3,7 +3,7 @@
 //! An ingest peer answers only after it has seen the asking edge as a subscriber of the topic. It sends every later
 //! batch to all subscribers directly, so the edge that got the answer "at 7" will receive everything after 7.
 
-use crate::{Epoch, Position, StreamName, Topic};
+use crate::{Epoch, Position, StreamName, Topic, policy::ChannelPolicy};
 
 /// Most streams in one question.
 pub const MAX_HEAD_STREAMS: usize = 1024;
@@ -32,6 +32,8 @@ pub struct HeadReply {
     /// Epochs that streams have left, by the place of the stream in the question: what comes of them later is old. At most
     /// [`MAX_HEAD_LEFT`].
     pub left: Vec<(u32, Epoch)>,
+    /// Of the topic's channel: edges know no routes.
+    pub policy: ChannelPolicy,
 }
 
 /// Where one stream stands.

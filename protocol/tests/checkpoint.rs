@@ -2,14 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "clippy knows only the #[test] functions as tests, not their helpers")]
 
+use std::sync::Arc;
+
 use proptest::{prelude::*, sample::Index};
 use tickmesh_protocol::{
     Epoch, Position, Sequence, StreamName,
+    book::Book,
     checkpoint::{
         MAX_STATE_BYTES, MAX_STATE_LEFT_EPOCHS, MAX_STATE_NAME_BYTES, MAX_STATE_SOURCES, PartitionState,
-        SourceState, State, StreamState,
+        Retained, RetainedData, SourceState, State, StreamState,
     },
     codec::{STATE_VERSION, StateError, decode_state, encode_state},
+    event::MAX_EVENT_DATA_BYTES,
     position::MAX_SEQUENCE,
 };
 
@@ -33,7 +37,23 @@ fn stream() -> StreamState {
         name: "trades.btc_usdt".parse().unwrap(),
         last: Position { epoch: Epoch::from_u64(0xfedc_ba98_7654_3210), sequence: sequence(MAX_SEQUENCE) },
         left: vec![Epoch::from_u64(1), Epoch::from_u64(300)],
+        retained: None,
     }
+}
+
+fn last(data: &str) -> Option<Retained> {
+    let what = RetainedData::Last(data.to_owned().into());
+    Some(Retained { engine_time_us: 1_724_548_381_123_456, what })
+}
+
+fn book(data: &str) -> Option<Retained> {
+    let mut book = Book::default();
+    book.apply(data.as_bytes()).unwrap();
+    Some(Retained { engine_time_us: 0, what: RetainedData::Book(Arc::new(book)) })
+}
+
+fn retaining(name: &str, retained: Option<Retained>) -> StreamState {
+    StreamState { name: name.parse().unwrap(), retained, ..stream() }
 }
 
 /// Every variant and every width of a number once.
@@ -45,8 +65,10 @@ fn state() -> State {
         term: None,
         ..partition()
     };
-    let engine =
-        SourceState { name: "engine".into(), partitions: vec![partition(), young], streams: vec![stream()] };
+    let ticker = retaining("ticker.btc_usdt", last("{\"price\":\"36200.5\"}"));
+    let depth = retaining("depth.btc_usdt", book(BOOK));
+    let streams = vec![stream(), ticker, depth];
+    let engine = SourceState { name: "engine".into(), partitions: vec![partition(), young], streams };
     State { sources: vec![engine, SourceState { name: "é".into(), ..SourceState::default() }] }
 }
 
@@ -64,11 +86,17 @@ fn body(state: &State) -> Vec<u8> {
     bytes[17..bytes.len() - 32].to_vec()
 }
 
+const BOOK: &str = "{\"asks\":[[\"36200.5\",\"1.20\"]],\"bids\":[],\"snapshot\":true,\"timestamp\":7}";
+
 const GOLDEN: &str = "
-7469636b6d6573680173000000000000000206656e67696e650201fd1032547698badcfe0d6d61726b65742e74726164
+7469636b6d6573680229010000000000000206656e67696e650203fd1032547698badcfe0d6d61726b65742e74726164
 6573fb2c01fd0000000000002000fbfb000107090d6d61726b65742e747261646573fb2c010000000f7472616465732e
-6274635f75736474fd1032547698badcfefdffffffffffff1f000201fb2c0102c3a900003ee45a4e5a861719b88caec2
-903999b07fd1c8fbc2befcc645529a1902075899
+6274635f75736474fd1032547698badcfefdffffffffffff1f000201fb2c01000f7469636b65722e6274635f75736474
+fd1032547698badcfefdffffffffffff1f000201fb2c0101fd80a3a7b57720060000137b227072696365223a22333632
+30302e35227d0e64657074682e6274635f75736474fd1032547698badcfefdffffffffffff1f000201fb2c0101000145
+7b2261736b73223a5b5b2233363230302e35222c22312e3230225d5d2c2262696473223a5b5d2c22736e617073686f74
+223a747275652c2274696d657374616d70223a377d02c3a9000051afc51cc74ba332b8a88f8197a5eef4a7dbfbcedc49
+0ba533ff7d7297279dc1
 ";
 
 #[test]
@@ -91,7 +119,7 @@ fn each_kind_of_damage_is_told() {
     }
     assert_eq!(decode_state(&[&good[..], b"x"].concat()), Err(StateError::Trailing(1)));
     // A newer version is named, whatever it looks like.
-    assert_eq!(decode_state(b"tickmesh\x02 and so on"), Err(StateError::UnknownVersion(2)));
+    assert_eq!(decode_state(b"tickmesh\x03 and so on"), Err(StateError::UnknownVersion(3)));
     assert_eq!(decode_state(&framed(0, &body(&state()))), Err(StateError::UnknownVersion(0)));
     let mut changed = good;
     changed[40] ^= 1;
@@ -140,6 +168,7 @@ fn a_million_streams_are_within_the_limit_and_far_more_are_refused() {
         name: StreamName::new("trades", &format!("s{number}"), None).unwrap(),
         last: Position { epoch: Epoch::from_u64(u64::MAX), sequence: sequence(MAX_SEQUENCE) },
         left: vec![Epoch::from_u64(u64::MAX)],
+        retained: None,
     };
     let mut state = State { sources: vec![SourceState { name: "engine".into(), ..SourceState::default() }] };
     // A tenth of a million, for the test's time.
@@ -160,6 +189,17 @@ fn any_epoch() -> impl Strategy<Value = Epoch> {
     any::<u64>().prop_map(Epoch::from_u64)
 }
 
+fn any_retained() -> impl Strategy<Value = Option<Retained>> {
+    let levels = || prop::collection::vec(("[1-9][0-9]{0,5}", "[0-9]{1,4}[.][0-9]{1,3}"), 0..9);
+    prop_oneof![
+        Just(None),
+        ".{0,60}".prop_map(|text| last(&serde_json::to_string(&text).unwrap())),
+        (levels(), levels()).prop_map(|(asks, bids)| {
+            book(&serde_json::json!({ "asks": asks, "bids": bids, "snapshot": true }).to_string())
+        }),
+    ]
+}
+
 fn any_source() -> impl Strategy<Value = SourceState> {
     let partition =
         (any_epoch(), ".{1,60}", any::<u32>(), 0..=MAX_SEQUENCE + 1, any_sequence(), any::<Option<u32>>())
@@ -177,14 +217,72 @@ fn any_source() -> impl Strategy<Value = SourceState> {
         any_epoch(),
         any_sequence(),
         prop::collection::vec(any_epoch(), 0..9),
+        any_retained(),
     )
-        .prop_map(|(channel, key, epoch, sequence, left)| StreamState {
+        .prop_map(|(channel, key, epoch, sequence, left, retained)| StreamState {
             name: StreamName::new(&channel, &key, None).unwrap(),
             last: Position { epoch, sequence },
             left,
+            retained,
         });
     (".{1,60}", prop::collection::vec(partition, 0..9), prop::collection::vec(stream, 0..9))
         .prop_map(|(name, partitions, streams)| SourceState { name, partitions, streams })
+}
+
+/// What is retained is given to clients: it is looked at when it is read.
+#[test]
+fn what_is_retained_is_json_and_a_whole_book() {
+    let with = |retained| State {
+        sources: vec![SourceState {
+            name: "engine".into(),
+            streams: vec![retaining("depth.a", retained)],
+            ..SourceState::default()
+        }],
+    };
+    let too_large = with(last(&"1".repeat(MAX_EVENT_DATA_BYTES + 1)));
+    assert!(matches!(encode_state(&too_large), Err(StateError::Format(_))));
+    let broken = Retained { engine_time_us: 0, what: RetainedData::Book(Arc::default()) };
+    assert_eq!(decode_state(&encode_state(&with(Some(broken))).unwrap()), Ok(with(None)), "no book at all");
+    let good = body(&with(book(BOOK)));
+    let changed = |from: &str, to: &str| {
+        let at = good.windows(from.len()).position(|bytes| bytes == from.as_bytes()).unwrap();
+        decode_state(&framed(STATE_VERSION, &[&good[..at], to.as_bytes(), &good[at + from.len()..]].concat()))
+    };
+    assert_eq!(changed("1.20", "1.20"), Ok(with(book(BOOK))));
+    for (from, to) in [("true", "null"), ("1.20", "1,20"), ("asks", "bids"), ("}", "]")] {
+        assert!(matches!(changed(from, to), Err(StateError::Format(_))), "{from} as {to}");
+    }
+    let text = encode_state(&with(last("no JSON"))).unwrap();
+    assert!(matches!(decode_state(&text), Err(StateError::Format(_))));
+}
+
+#[test]
+fn the_largest_of_what_is_retained_is_left_out_if_it_does_not_fit() {
+    let mut state = state();
+    let before = state.clone();
+    assert_eq!(state.fit(), 0);
+    assert_eq!(state, before);
+    // Of 300 KiB each, more than there is room for; and some small ones.
+    let large = last(&format!("\"{}\"", "x".repeat(300 << 10)));
+    let small = last("1");
+    let streams = (0..300).map(|number| {
+        let retained = if number % 10 == 0 { small.clone() } else { large.clone() };
+        retaining(&format!("ticker.s{number}"), retained)
+    });
+    state.sources[0].streams.extend(streams);
+    assert_eq!(encode_state(&state), Err(StateError::TooLarge));
+    let left_out = state.fit();
+    let bytes = encode_state(&state).unwrap();
+    assert!(
+        bytes.len() + (400 << 10) > MAX_STATE_BYTES,
+        "{} bytes, {left_out} left out: no more than needed",
+        bytes.len()
+    );
+    let decoded = decode_state(&bytes).unwrap();
+    let kept = |of: &Option<Retained>| {
+        decoded.sources[0].streams.iter().filter(|stream| stream.retained == *of).count()
+    };
+    assert_eq!((kept(&small), kept(&large), kept(&None)), (30, 270 - left_out, 1 + left_out));
 }
 
 proptest! {

@@ -15,6 +15,7 @@ use tickmesh_protocol::{
     },
     event::MAX_EVENT_DATA_BYTES,
     head::{Head, HeadReply, HeadRequest, MAX_HEAD_LEFT, MAX_HEAD_READ, MAX_HEAD_STREAMS},
+    policy::{ChannelPolicy, OnSlow, Retain},
     position::MAX_SEQUENCE,
     signature::InvalidSignature,
     stream::MAX_STREAM_NAME_BYTES,
@@ -199,11 +200,18 @@ proptest! {
     fn every_head_reply_comes_back(
         heads in prop::collection::vec(any_head(), 1..MAX_HEAD_STREAMS),
         read in prop::collection::vec(any_position(), 0..50),
+        policy in any_policy(),
     ) {
         let left = read.iter().map(|at| (7, at.epoch)).collect();
-        let reply = HeadReply { heads, read, left };
+        let reply = HeadReply { heads, read, left, policy };
         prop_assert_eq!(decode_head_reply(&encode_head_reply(&reply).unwrap()), Ok(reply));
     }
+}
+
+fn any_policy() -> impl Strategy<Value = ChannelPolicy> {
+    let retain = prop::sample::select(&[Retain::None, Retain::Last, Retain::Book][..]);
+    let on_slow = prop::sample::select(&[OnSlow::Disconnect, OnSlow::Conflate, OnSlow::Resync][..]);
+    (retain, on_slow).prop_map(|(retain, on_slow)| ChannelPolicy { retain, on_slow })
 }
 
 fn any_head() -> impl Strategy<Value = Head> {
@@ -372,9 +380,13 @@ fn bytes_left_over_are_refused_even_when_signed() {
     let mut body = signed.envelope()[..signed.envelope().len() - SIGNATURE_BYTES].to_vec();
     body.extend_from_slice(&[0, 0]);
     assert_eq!(SignedBatch::open(signed_body(&body)), Err(CodecError::Trailing(2).into()));
-    let mut reply =
-        encode_head_reply(&HeadReply { heads: vec![Head::Empty], read: Vec::new(), left: Vec::new() })
-            .unwrap();
+    let mut reply = encode_head_reply(&HeadReply {
+        heads: vec![Head::Empty],
+        read: Vec::new(),
+        left: Vec::new(),
+        policy: ChannelPolicy::default(),
+    })
+    .unwrap();
     reply.push(9);
     assert_eq!(decode_head_reply(&reply), Err(CodecError::Trailing(1)));
     let mut request =
@@ -454,17 +466,27 @@ fn head_counts_and_sizes_are_bounded() {
     assert_eq!(decode_head_request(&bytes), Ok(most));
     for count in [0, MAX_HEAD_STREAMS + 1] {
         assert_eq!(encode_head_request(&request(count)), Err(CodecError::StreamCount(count)));
-        let reply = HeadReply { heads: vec![Head::Empty; count], read: Vec::new(), left: Vec::new() };
+        let reply = HeadReply {
+            heads: vec![Head::Empty; count],
+            read: Vec::new(),
+            left: Vec::new(),
+            policy: ChannelPolicy::default(),
+        };
         assert_eq!(encode_head_reply(&reply), Err(CodecError::StreamCount(count)));
     }
     let farthest =
         Position { epoch: Epoch::from_u64(u64::MAX), sequence: Sequence::new(MAX_SEQUENCE).unwrap() };
-    let beyond =
-        HeadReply { heads: vec![Head::Empty], read: vec![farthest; MAX_HEAD_READ + 1], left: Vec::new() };
+    let beyond = HeadReply {
+        heads: vec![Head::Empty],
+        read: vec![farthest; MAX_HEAD_READ + 1],
+        left: Vec::new(),
+        policy: ChannelPolicy::default(),
+    };
     assert_eq!(encode_head_reply(&beyond), Err(CodecError::ReadCount(MAX_HEAD_READ + 1)));
     let heads = vec![Head::At(farthest); MAX_HEAD_STREAMS];
     let left = vec![(u32::MAX, Epoch::from_u64(u64::MAX)); MAX_HEAD_LEFT];
-    let reply = HeadReply { heads, read: vec![farthest; MAX_HEAD_READ], left };
+    let policy = ChannelPolicy::default();
+    let reply = HeadReply { heads, read: vec![farthest; MAX_HEAD_READ], left, policy };
     let bytes = encode_head_reply(&reply).unwrap();
     assert!(bytes.len() <= MAX_HEAD_BYTES, "{} bytes", bytes.len());
     assert_eq!(decode_head_reply(&bytes), Ok(reply));
@@ -472,9 +494,9 @@ fn head_counts_and_sizes_are_bounded() {
     let mut too_many = vec![VERSION, 0xfb];
     too_many.extend_from_slice(&u16::try_from(MAX_HEAD_STREAMS + 1).unwrap().to_le_bytes());
     too_many.resize(too_many.len() + MAX_HEAD_STREAMS + 1, 1); // 1: empty
-    too_many.extend_from_slice(&[0, 0]); // nothing is said of what was read and left
+    too_many.extend_from_slice(&[0; 4]); // nothing is said of what was read and left; nothing is retained
     assert_eq!(decode_head_reply(&too_many), Err(CodecError::StreamCount(MAX_HEAD_STREAMS + 1)));
-    assert_eq!(decode_head_reply(&[VERSION, 0, 0, 0]), Err(CodecError::StreamCount(0)));
+    assert_eq!(decode_head_reply(&[VERSION, 0, 0, 0, 0, 0]), Err(CodecError::StreamCount(0)));
     let too_large = CodecError::TooLarge { bytes: MAX_HEAD_BYTES + 1, limit: MAX_HEAD_BYTES };
     assert_eq!(decode_head_reply(&[VERSION; MAX_HEAD_BYTES + 1]), Err(too_large.clone()));
     assert_eq!(decode_head_request(&[VERSION; MAX_HEAD_BYTES + 1]), Err(too_large));

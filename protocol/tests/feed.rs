@@ -57,6 +57,10 @@ fn page(data: impl Into<Bytes>) -> FeedFrame {
     FeedFrame::Page(SignedBatch::sign_page(batch(data), &KEY).unwrap())
 }
 
+fn snapshots(data: impl Into<Bytes>) -> FeedFrame {
+    FeedFrame::Snapshots(SignedBatch::sign_snapshots(batch(data), &KEY).unwrap())
+}
+
 /// So many streams of one topic with the longest names there are.
 fn streams(count: usize) -> Vec<StreamName> {
     (0..count)
@@ -109,6 +113,7 @@ fn any_request() -> impl Strategy<Value = FeedRequest> {
         }),
         Just(FeedRequest::Status),
         ".{0,16}".prop_map(|source| FeedRequest::State { source }),
+        any_streams(1).prop_map(|(topic, streams)| FeedRequest::Snapshots { topic, streams }),
     ]
 }
 
@@ -140,6 +145,7 @@ fn any_frame() -> impl Strategy<Value = FeedFrame> {
             .prop_map(|(chunk, last)| FeedFrame::State { chunk: chunk.into(), last }),
         ".{0,200}".prop_map(FeedFrame::refused),
         Just(FeedFrame::Working),
+        ".{0,300}".prop_map(snapshots),
     ]
 }
 
@@ -207,6 +213,10 @@ fn the_largest_messages_fit_their_limits() {
     let bytes = encode_feed_request(&request).unwrap();
     assert!(bytes.len() <= MAX_FEED_REQUEST_BYTES, "{} bytes", bytes.len());
     assert_eq!(decode_feed_request(&bytes), Ok(request));
+    let streams_named = streams(MAX_FEED_STREAMS);
+    let request =
+        FeedRequest::Snapshots { topic: Topic::spanning(&streams_named[0]), streams: streams_named };
+    assert_eq!(decode_feed_request(&encode_feed_request(&request).unwrap()), Ok(request));
 
     let end = FeedEnd::Refused { oldest: Some(at(MAX_SEQUENCE)) };
     let end = FeedFrame::End { streams: streams(MAX_FEED_STREAMS).into_iter().map(|of| (of, end)).collect() };
@@ -219,7 +229,14 @@ fn the_largest_messages_fit_their_limits() {
     });
     let state = FeedFrame::State { chunk: vec![1; MAX_STATE_CHUNK_BYTES].into(), last: true };
     let refused = FeedFrame::refused("é".repeat(MAX_REASON_BYTES));
-    for frame in [end, status, state, refused, page(vec![b'1'; MAX_EVENT_DATA_BYTES])] {
+    for frame in [
+        end,
+        status,
+        state,
+        refused,
+        page(vec![b'1'; MAX_EVENT_DATA_BYTES]),
+        snapshots(vec![b'1'; MAX_EVENT_DATA_BYTES]),
+    ] {
         let bytes: Bytes = encode_feed_frame(&frame).unwrap().into();
         assert!(bytes.len() <= MAX_FEED_FRAME_BYTES);
         assert_eq!(decode_feed_frame(&bytes), Ok(frame));
@@ -253,6 +270,13 @@ fn what_is_too_much_is_refused_when_written() {
     let twice = encode_feed_request(&request(vec![stream(), stream()]));
     assert_eq!(twice, Err(CodecError::RepeatedStream("trades.btc_usdt".into())));
     let foreign = encode_feed_request(&request(vec![stream(), "trades.eth_usdt".parse().unwrap()]));
+    assert_eq!(foreign, Err(CodecError::ForeignStream("trades.eth_usdt".into())));
+    let of =
+        |streams| encode_feed_request(&FeedRequest::Snapshots { topic: Topic::spanning(&stream()), streams });
+    assert_eq!(of(vec![]), Err(CodecError::StreamCount(0)));
+    assert_eq!(of(vec![stream(); MAX_FEED_STREAMS + 1]), Err(CodecError::StreamCount(MAX_FEED_STREAMS + 1)));
+    assert_eq!(of(vec![stream(), stream()]), Err(CodecError::RepeatedStream("trades.btc_usdt".into())));
+    let foreign = of(vec!["trades.eth_usdt".parse().unwrap()]);
     assert_eq!(foreign, Err(CodecError::ForeignStream("trades.eth_usdt".into())));
     let long = FeedRequest::State { source: "x".repeat(MAX_SOURCE_NAME_BYTES + 1) };
     assert!(matches!(encode_feed_request(&long), Err(CodecError::TextTooLong { bytes: 65, .. })));
@@ -327,10 +351,28 @@ fn an_unknown_version_is_refused_by_name() {
 }
 
 #[test]
-fn a_batch_of_gossip_is_no_page() {
-    let batch = SignedBatch::sign(batch("1"), &KEY).unwrap();
-    let bytes = encode_feed_frame(&FeedFrame::Page(batch)).unwrap();
-    assert_eq!(decode_feed_frame(&bytes.into()), Err(InvalidBatch::Signature));
+fn batches_pages_and_snapshots_are_not_taken_for_one_another() {
+    type Sign = fn(Batch, &SigningKey) -> Result<SignedBatch, CodecError>;
+    type Open = fn(Bytes) -> Result<SignedBatch, InvalidBatch>;
+    let kinds: [(Sign, Open); 3] = [
+        (SignedBatch::sign, SignedBatch::open),
+        (SignedBatch::sign_page, SignedBatch::open_page),
+        (SignedBatch::sign_snapshots, SignedBatch::open_snapshots),
+    ];
+    for (signed_as, (sign, _)) in kinds.iter().enumerate() {
+        let signed = sign(batch("1"), &KEY).unwrap();
+        for (opened_as, (_, open)) in kinds.iter().enumerate() {
+            let opened = open(signed.envelope().clone());
+            let expected =
+                if signed_as == opened_as { Ok(signed.clone()) } else { Err(InvalidBatch::Signature) };
+            assert_eq!(opened, expected, "signed as {signed_as}, opened as {opened_as}");
+        }
+        for (kind, frame) in [(1, FeedFrame::Page(signed.clone())), (2, FeedFrame::Snapshots(signed.clone()))]
+        {
+            let decoded = decode_feed_frame(&encode_feed_frame(&frame).unwrap().into());
+            assert_eq!(decoded, if kind == signed_as { Ok(frame) } else { Err(InvalidBatch::Signature) });
+        }
+    }
 }
 
 #[test]

@@ -7,11 +7,12 @@ use bytes::Bytes;
 use tickmesh_protocol::{
     Batch, Epoch, Event, Position, Previous, Sequence, SignedBatch, SigningKey, StreamName, Topic,
     codec::{
-        decode_feed_frame, decode_feed_request, decode_head_reply, decode_head_request, encode_feed_frame,
-        encode_feed_request, encode_head_reply, encode_head_request,
+        VERSION, decode_feed_frame, decode_feed_request, decode_head_reply, decode_head_request,
+        encode_feed_frame, encode_feed_request, encode_head_reply, encode_head_request,
     },
     feed::{FeedEnd, FeedFrame, FeedRequest, SourceStatus, Status},
     head::{Head, HeadReply, HeadRequest},
+    policy::{ChannelPolicy, OnSlow, Retain},
     position::MAX_SEQUENCE,
 };
 
@@ -99,7 +100,7 @@ const HEAD_REQUEST: &str = "
 ";
 
 const HEAD_REPLY: &str = "
-030400fd1032547698badcfefbfb0001020301fd1032547698badcfefbfb0001fb2c0105
+030400fd1032547698badcfefbfb0001020301fd1032547698badcfefbfb0001fb2c01050202
 ";
 
 #[test]
@@ -122,7 +123,8 @@ fn head_request() -> HeadRequest {
 fn head_reply() -> HeadReply {
     let position = Position { epoch: Epoch::from_u64(0xfedc_ba98_7654_3210), sequence: sequence(251) };
     let heads = vec![Head::At(position), Head::Empty, Head::UnknownChannel, Head::Private];
-    HeadReply { heads, read: vec![position], left: vec![(300, Epoch::from_u64(5))] }
+    let policy = ChannelPolicy { retain: Retain::Book, on_slow: OnSlow::Resync };
+    HeadReply { heads, read: vec![position], left: vec![(300, Epoch::from_u64(5))], policy }
 }
 
 #[test]
@@ -150,6 +152,11 @@ const PAGE_SIGNATURE: &str = "
 432ba75e094576c1135838fbc119940a
 ";
 
+const SNAPSHOTS_SIGNATURE: &str = "
+b94950602d23cad26e5b4193ebfccf27b77ec08de3aac07752a4d48d5f2bbe48087ea6464703246d24a5e12f76f3b3c6
+d739148bc3e61d5706636f76b675b109
+";
+
 const FEED_STREAMS: &str = "
 0300182f7469636b6d6573682f312f616c6c2f64657074682f3135021464657074682e6574685f75736474403130306d
 7301fd1032547698badcfefbfb000e64657074682e6574685f757364740001
@@ -158,6 +165,11 @@ const FEED_STREAMS: &str = "
 const FEED_TOPIC: &str = "
 0301182f7469636b6d6573682f312f616c6c2f64657074682f3135011464657074682e6574685f75736474403130306d
 73fd1032547698badcfefdffffffffffff1f0000
+";
+
+const FEED_SNAPSHOTS: &str = "
+0304182f7469636b6d6573682f312f616c6c2f64657074682f3135021464657074682e6574685f75736474403130306d
+730e64657074682e6574685f75736474
 ";
 
 const FEED_END: &str = "
@@ -170,17 +182,19 @@ const FEED_STATUS: &str = "
 0302fdefcdab89674523010765752d776573740206656e67696e65010005617564697400fc70110100fb2c01
 ";
 
-fn feed_requests() -> [(FeedRequest, &'static str); 4] {
+fn feed_requests() -> [(FeedRequest, &'static str); 5] {
     let position = |epoch, number| Position { epoch: Epoch::from_u64(epoch), sequence: sequence(number) };
     let HeadRequest { topic, streams } = head_request();
     let named = position(0xfedc_ba98_7654_3210, 251);
     let after = vec![(streams[0].clone(), Some(named)), (streams[1].clone(), None)];
+    let snapshots = FeedRequest::Snapshots { topic: topic.clone(), streams: streams.clone() };
     let last = position(0xfedc_ba98_7654_3210, MAX_SEQUENCE);
     [
         (FeedRequest::Streams { topic: topic.clone(), after, live: true }, FEED_STREAMS),
         (FeedRequest::Topic { topic, after: vec![(streams[0].clone(), last)], live: false }, FEED_TOPIC),
         (FeedRequest::Status, "0302"),
         (FeedRequest::State { source: "engine".into() }, "030306656e67696e65"),
+        (snapshots, FEED_SNAPSHOTS),
     ]
 }
 
@@ -227,15 +241,25 @@ fn frames_of_feeds_have_these_bytes() {
     }
 }
 
+/// The same body as in gossip, signed as something else, in a frame of the given kind.
+fn assert_frame_of(signed: &SignedBatch, signature: &str, kind: u8, frame: FeedFrame) {
+    let (body, signature) = (signed.envelope().len() - 64, unhex(signature));
+    assert_eq!(hex(&signed.envelope()[..body]), hex(&unhex(ENVELOPE)[..body]));
+    assert_eq!(hex(&signed.envelope()[body..]), hex(&signature));
+    let length = u16::try_from(signed.envelope().len()).unwrap().to_le_bytes();
+    let bytes = [&[VERSION, kind, 0xfb], &length[..], signed.envelope()].concat();
+    assert_eq!(hex(&encode_feed_frame(&frame).unwrap()), hex(&bytes));
+    assert_eq!(decode_feed_frame(&bytes.into()), Ok(frame));
+}
+
 #[test]
 fn a_page_has_these_bytes() {
     let page = SignedBatch::sign_page(batch(), &key()).unwrap();
-    // The same body as in gossip, signed as something else.
-    let (body, signature) = (page.envelope().len() - 64, unhex(PAGE_SIGNATURE));
-    assert_eq!(hex(&page.envelope()[..body]), hex(&unhex(ENVELOPE)[..body]));
-    assert_eq!(hex(&page.envelope()[body..]), hex(&signature));
-    let length = u16::try_from(page.envelope().len()).unwrap().to_le_bytes();
-    let bytes = [&[3, 0, 0xfb], &length[..], page.envelope()].concat();
-    assert_eq!(hex(&encode_feed_frame(&FeedFrame::Page(page.clone())).unwrap()), hex(&bytes));
-    assert_eq!(decode_feed_frame(&bytes.into()), Ok(FeedFrame::Page(page)));
+    assert_frame_of(&page, PAGE_SIGNATURE, 0, FeedFrame::Page(page.clone()));
+}
+
+#[test]
+fn snapshots_have_these_bytes() {
+    let snapshots = SignedBatch::sign_snapshots(batch(), &key()).unwrap();
+    assert_frame_of(&snapshots, SNAPSHOTS_SIGNATURE, 6, FeedFrame::Snapshots(snapshots.clone()));
 }

@@ -54,6 +54,8 @@ pub(super) struct IngestStage {
 impl IngestStage {
     pub(super) fn open(role: IngestRole, key: SigningKey, shared: &Shared<'_>) -> anyhow::Result<Self> {
         let me = key.publisher();
+        // A configuration whose policies do not go together was refused.
+        let (policies, _) = role.policies(shared.private);
         let metrics = SourceMetrics::new(shared.registry);
         let (mut sources, mut lanes) = (Vec::new(), Vec::new());
         for role_source in role.sources {
@@ -81,6 +83,7 @@ impl IngestStage {
             config: role.ingest,
             region: shared.region.to_owned(),
             private: shared.private.clone(),
+            policies,
             key,
             signer: shared.signer.clone(),
             lanes,

@@ -50,7 +50,7 @@ fn every_fault_is_named_at_once() {
         .replace("name = \"eu-1\"", "name = \"Eu 1\"")
         .replace("listen = \"127.0.0.1:0\"", "listen = \"nowhere\"\ncolour = \"red\"")
         .replace("kind = \"kafka\"", "kind = \"rabbit\"")
-        .replace("data = \"{price: .p}\"", "data = \"{price: \"\nretain = \"last\"");
+        .replace("data = \"{price: .p}\"", "data = \"{price: \"\nretain = \"all\"");
     let faults = faults(&bad);
     for part in [
         "node.toml: node.name: \"Eu 1\"",
@@ -58,7 +58,7 @@ fn every_fault_is_named_at_once() {
         "node.toml: edge.colour: no such key",
         "node.toml: source[0].kind: ",
         "node.toml: route[0].data: jq does not compile",
-        "node.toml: route[0].retain: \"last\" is not supported",
+        "node.toml: route[0].retain: \"all\": known: none last book",
     ] {
         assert!(faults.iter().any(|fault| fault.starts_with(part)), "no fault {part:?} in {faults:#?}");
     }
@@ -95,4 +95,61 @@ fn a_section_without_its_role_is_a_fault() {
 fn routes_need_their_source_and_sources_a_name_of_their_own() {
     let faults = faults(&GOOD.replace("source = \"engine\"", "source = \"motor\""));
     assert!(faults.iter().any(|fault| fault.contains("no source is named \"motor\"")), "{faults:#?}");
+}
+
+/// A second route, of this channel, that says this.
+fn with_route(channel: &str, says: &str) -> String {
+    let route = "[[route]]\nsource = \"engine\"\ntopic = \"books\"\nkey = \".s\"";
+    format!("{GOOD}\n{route}\nchannel = {channel}\n{says}")
+}
+
+#[test]
+fn policies_are_read_and_agree() {
+    let says = "retain = \"book\"\non_slow = \"resync\"";
+    let config = parse(&with_route("\"depth\"", says), &[]).unwrap();
+    let (policies, none) = config.ingest.unwrap().policies(&config.private);
+    assert!(none.is_empty(), "{none:?}");
+    assert_eq!(policies.of("depth").to_string(), "retain = \"book\", on_slow = \"resync\"");
+    assert_eq!(policies.of("trades"), policies.of("of nobody"));
+
+    let faults = faults(&with_route("\"trades\"", "retain = \"last\""));
+    let both = [
+        "node.toml: route: the route of source \"engine\", topic \"books\" and the route of source \"engine\", topic \"market.*\" do not agree",
+        "channel \"trades\": retain = \"last\", on_slow = \"disconnect\" here, retain = \"none\", on_slow = \"disconnect\" there",
+    ];
+    assert!(faults.len() == 1 && both.iter().all(|part| faults[0].contains(part)), "{faults:#?}");
+}
+
+#[test]
+fn policies_that_promise_too_much_are_refused() {
+    for (channel, says, reason) in [
+        ("\"depth\"", "retain = \"book\"\non_slow = \"conflate\"", "it needs retain = \"last\""),
+        ("\"depth\"", "on_slow = \"resync\"", "it needs retain = \"book\" or \"last\""),
+        ("\"orders\"", "retain = \"last\"\non_slow = \"conflate\"", "the channel is private"),
+        ("\"orders\"", "retain = \"last\"", "the channel is private"),
+        ("'\"a\" + .b'", "retain = \"last\"", "need a channel that is named"),
+        ("\"depth\"", "on_slow = \"wait\"", "route[1].on_slow: \"wait\": known: disconnect conflate resync"),
+    ] {
+        let faults = faults(&with_route(channel, says));
+        assert!(faults.len() == 1 && faults[0].contains(reason), "{channel}, {says}: {faults:#?}");
+    }
+}
+
+#[test]
+fn the_embedded_market_has_policies_unless_a_channel_is_private() {
+    let market = GOOD.split("[[source]]").next().unwrap().to_owned()
+        + "[[source]]\nname = \"market\"\nkind = \"embedded\"";
+    let of = |text: &str, channel: &str| {
+        let config = parse(text, &[]).unwrap();
+        let (policies, faults) = config.ingest.unwrap().policies(&config.private);
+        assert!(faults.is_empty(), "{faults:?}");
+        policies.of(channel).to_string()
+    };
+    assert_eq!(of(&market, "depth"), "retain = \"book\", on_slow = \"resync\"");
+    assert_eq!(of(&market, "ticker"), "retain = \"last\", on_slow = \"conflate\"");
+    for channel in ["trades", "orders"] {
+        assert_eq!(of(&market, channel), "retain = \"none\", on_slow = \"disconnect\"");
+    }
+    let private = market.replace("roles", "private = [\"depth\"]\nroles");
+    assert_eq!(of(&private, "depth"), "retain = \"none\", on_slow = \"disconnect\"");
 }

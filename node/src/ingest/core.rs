@@ -12,6 +12,7 @@ use tickmesh_protocol::{
     checkpoint::{PartitionState, SourceState, State, StreamState},
     feed::Status,
     head::{Head, HeadReply, HeadRequest, MAX_HEAD_LEFT, MAX_HEAD_READ},
+    policy::Retain,
     sequencer::{Sequencer, Unsequenced},
     takeover::{Publisher, SourceId},
 };
@@ -33,7 +34,7 @@ use crate::{
     },
     signing::Signer,
     source::{Record, SourceEvent},
-    transform::Transformed,
+    transform::{Policies, Transformed},
 };
 
 /// The longest rest after publishing: a user should not notice it.
@@ -47,6 +48,9 @@ pub(super) struct Core {
     /// Names of the sources, by their ids.
     pub(super) sources: Vec<Arc<str>>,
     pub(super) private: Arc<HashSet<String>>,
+    pub(super) policies: Policies,
+    /// It was said that a checkpoint does not hold all that is retained.
+    pub(super) told_unfit: bool,
     pub(super) key: SigningKey,
     pub(super) signer: Arc<Signer>,
     pub(super) began: Instant,
@@ -98,6 +102,10 @@ impl Core {
                 self.sequencer.restore_stream(stream.name.clone(), stream.last, &stream.left);
                 if !self.private.contains(stream.name.channel()) {
                     self.store.history.restore(&stream.name, stream.last);
+                    if let Some(retained) = &stream.retained {
+                        let retain = self.policies.of(stream.name.channel()).retain;
+                        self.store.retained.restore(&stream.name, stream.last, retained, retain);
+                    }
                     self.replayed(lane.id, &stream.name, stream.last, now);
                 }
             }
@@ -235,6 +243,7 @@ impl Core {
             signature,
         };
         self.store.history.keep(event.clone(), now);
+        self.store.retained.keep(&event, self.policies.of(event.stream.channel()).retain);
         if lane.warmth.replays(record.epoch) {
             self.metrics.replayed.inc();
             self.replayed(lane.id, &event.stream, event.position(), now);
@@ -315,7 +324,8 @@ impl Core {
             .iter()
             .zip(0..)
             .flat_map(|(stream, at)| self.left(stream).map(move |epoch| (at, epoch)));
-        Some(HeadReply { heads, read, left: left.take(MAX_HEAD_LEFT).collect() })
+        let policy = self.policies.of(request.topic.channel());
+        Some(HeadReply { heads, read, left: left.take(MAX_HEAD_LEFT).collect(), policy })
     }
 
     /// Epochs that a stream has left, as far as this peer knows; where it stands is none of them, whoever is ahead of whom.
@@ -395,8 +405,16 @@ impl Core {
         }
     }
 
-    fn checkpoint(&self, lanes: &[Lane]) {
-        let state = Arc::new(self.state(lanes));
+    fn checkpoint(&mut self, lanes: &[Lane]) {
+        let mut state = self.state(lanes);
+        let left_out = state.fit();
+        if left_out > 0 && !std::mem::replace(&mut self.told_unfit, true) {
+            tracing::warn!(
+                streams = left_out,
+                "a checkpoint cannot hold all that is retained; after a restart some streams have no snapshots at first"
+            );
+        }
+        let state = Arc::new(state);
         self.store.set_state(Arc::clone(&state));
         if let Some(checkpoints) = &self.checkpoints {
             checkpoints.offer(state);
@@ -428,7 +446,12 @@ impl Core {
         for (name, last, left) in self.sequencer.streams() {
             let Some(at) = self.partitions.get(&last.epoch) else { continue };
             let Some(source) = sources.get_mut(usize::from(at.source.0)) else { continue };
-            source.streams.push(StreamState { name: name.clone(), last, left: left.to_vec() });
+            let retained = match self.policies.of(name.channel()).retain {
+                Retain::None => None,
+                Retain::Last | Retain::Book => self.store.retained.of(name),
+            };
+            let retained = retained.filter(|(at, _)| *at == last).map(|(_, retained)| retained);
+            source.streams.push(StreamState { name: name.clone(), last, left: left.to_vec(), retained });
         }
         State { sources }
     }

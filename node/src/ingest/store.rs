@@ -13,10 +13,10 @@ use std::{
 use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
 use tickmesh_protocol::{
-    Batch, Epoch, Event, Position, Sequence, SignedBatch, SigningKey, StreamName, Topic,
+    Batch, Epoch, Event, Position, Previous, Sequence, SignedBatch, SigningKey, StreamName, Topic,
     batch::MAX_BATCH_EVENTS,
     checkpoint::{SourceState, State},
-    codec::encode_state,
+    codec::{CodecError, encode_state},
     feed::{FeedEnd, Status},
     history::{self, Found, Look, linked_to},
 };
@@ -25,16 +25,21 @@ use tokio::sync::watch;
 use super::{
     history::History,
     rescan::{Rescan, RescanError, Wanted},
+    retained::RetainedStreams,
 };
 use crate::{
-    ports::{CursorStream, FeedCursor, FeedStep, FeedStore, PAGE_BYTES, Refusal},
+    ports::{CursorStream, FeedCursor, FeedStep, FeedStore, PAGE_BYTES, Refusal, Snapshots},
+    signing::Signer,
     source::ReadError,
 };
 
 /// The history of an ingest peer and what is behind it, shared by the ingest thread and all feeds.
 pub(super) struct Store {
     pub(super) history: History,
+    pub(super) retained: RetainedStreams,
     key: SigningKey,
+    /// Signs snapshots for clients.
+    signer: Arc<Signer>,
     boot: u64,
     private: Arc<HashSet<String>>,
     status: watch::Sender<Status>,
@@ -42,6 +47,18 @@ pub(super) struct Store {
     /// What a sibling that starts is given: as old as the last checkpoint.
     state: Mutex<Arc<State>>,
     rescan: Rescan,
+}
+
+/// What a store is made of.
+pub(super) struct StoreParts {
+    pub(super) history: History,
+    pub(super) retained: RetainedStreams,
+    pub(super) key: SigningKey,
+    pub(super) signer: Arc<Signer>,
+    pub(super) boot: u64,
+    pub(super) private: Arc<HashSet<String>>,
+    pub(super) status: Status,
+    pub(super) rescan: Rescan,
 }
 
 /// Where the records of an epoch are, and which of them became events of this peer.
@@ -58,17 +75,13 @@ pub(super) struct Partition {
 type StreamLook = (usize, Look);
 
 impl Store {
-    pub(super) fn new(
-        history: History,
-        key: SigningKey,
-        boot: u64,
-        private: Arc<HashSet<String>>,
-        status: Status,
-        rescan: Rescan,
-    ) -> Self {
+    pub(super) fn new(parts: StoreParts) -> Self {
+        let StoreParts { history, retained, key, signer, boot, private, status, rescan } = parts;
         Self {
             history,
+            retained,
             key,
+            signer,
             boot,
             private,
             status: watch::Sender::new(status),
@@ -111,9 +124,7 @@ impl Store {
     }
 
     fn next(self: &Arc<Self>, cursor: &mut FeedCursor) -> Result<FeedStep, Refusal> {
-        if self.private.contains(cursor.topic.channel()) {
-            return Err(Refusal("the channel is private".into()));
-        }
+        self.refuse_private(&cursor.topic)?;
         if cursor.all {
             for name in self.history.streams(&cursor.topic) {
                 if cursor.streams.iter().all(|stream| stream.name != name) {
@@ -136,7 +147,7 @@ impl Store {
             }
         }
         if held.len() < cursor.streams.len() && !self.is_warm() {
-            return Err(Refusal("this peer has not read its logs to the end yet".into()));
+            return Err(not_warm());
         }
         if let Some(step) = self.step_of_history(cursor, &held)? {
             return Ok(step);
@@ -179,21 +190,66 @@ impl Store {
             }
         }
         drop(last);
-        let page = Batch {
+        let page = SignedBatch::sign_page(self.page(&cursor.topic, events), &self.key);
+        Ok(FeedStep { pages: vec![signed(page, &cursor.topic)?], at_head: false })
+    }
+
+    fn page(&self, topic: &Topic, events: Vec<Event>) -> Batch {
+        Batch {
             publisher: self.key.publisher(),
             boot: self.boot,
             counter: 0,
-            topic: cursor.topic.clone(),
+            topic: topic.clone(),
             events,
             heads: Vec::new(),
-        };
-        match SignedBatch::sign_page(page, &self.key) {
-            Ok(page) => Ok(FeedStep { pages: vec![page], at_head: false }),
-            Err(error) => {
-                tracing::error!(topic = %cursor.topic, %error, "page cannot be encoded");
-                Err(Refusal("the page cannot be encoded".into()))
-            }
         }
+    }
+
+    fn refuse_private(&self, topic: &Topic) -> Result<(), Refusal> {
+        if self.private.contains(topic.channel()) {
+            return Err(Refusal("the channel is private".into()));
+        }
+        Ok(())
+    }
+
+    /// With [`PAGE_BYTES`] at most before the last one, which is at most as large as an event may be, they fit one batch.
+    fn snapshots(&self, topic: &Topic, streams: &[StreamName]) -> Result<Snapshots, Refusal> {
+        self.refuse_private(topic)?;
+        if !self.is_warm() {
+            return Err(not_warm());
+        }
+        let (mut events, mut ends, mut bytes) = (Vec::new(), Vec::new(), 0);
+        for stream in streams {
+            if bytes >= PAGE_BYTES || events.len() == MAX_BATCH_EVENTS {
+                break;
+            }
+            let Some((at, retained)) = self.retained.of(stream) else {
+                ends.push(FeedEnd::Refused { oldest: None });
+                continue;
+            };
+            // A book is written out here, while nothing is locked.
+            let Some(data) = retained.data() else {
+                ends.push(FeedEnd::Refused { oldest: None });
+                continue;
+            };
+            bytes += data.len();
+            ends.push(FeedEnd::Complete { head: Some(at) });
+            events.push(Event {
+                stream: stream.clone(),
+                epoch: at.epoch,
+                sequence: at.sequence,
+                // It stands for everything before it.
+                previous: Previous::Unknown { read_from: at.sequence },
+                engine_time_us: retained.engine_time_us,
+                signature: self.signer.sign(stream, at, &data),
+                data,
+            });
+        }
+        if events.is_empty() {
+            return Ok(Snapshots { page: None, ends });
+        }
+        let page = SignedBatch::sign_snapshots(self.page(topic, events), &self.key);
+        Ok(Snapshots { page: Some(signed(page, topic)?), ends })
     }
 
     /// Looks at the next part of the log, for all streams that need it.
@@ -281,6 +337,17 @@ impl Store {
     }
 }
 
+fn not_warm() -> Refusal {
+    Refusal("this peer has not read its logs to the end yet".into())
+}
+
+fn signed(page: Result<SignedBatch, CodecError>, topic: &Topic) -> Result<SignedBatch, Refusal> {
+    page.map_err(|error| {
+        tracing::error!(%topic, %error, "page cannot be encoded");
+        Refusal("the page cannot be encoded".into())
+    })
+}
+
 /// Refuses streams for good: their log is not here any more.
 fn refuse(cursor: &mut FeedCursor, looks: &[StreamLook]) -> Result<FeedStep, Refusal> {
     for (stream, look) in looks {
@@ -295,6 +362,10 @@ pub(super) struct Feeds(pub(super) Arc<Store>);
 impl FeedStore for Feeds {
     fn next<'a>(&'a self, cursor: &'a mut FeedCursor) -> BoxFuture<'a, Result<FeedStep, Refusal>> {
         Box::pin(async move { self.0.next(cursor) })
+    }
+
+    fn snapshots(&self, topic: &Topic, streams: &[StreamName]) -> Result<Snapshots, Refusal> {
+        self.0.snapshots(topic, streams)
     }
 
     fn changed(&self, topic: &Topic) -> BoxFuture<'_, ()> {

@@ -180,7 +180,7 @@ impl FeedMetrics {
     }
 
     pub(super) fn served(&self, frame: &FeedFrame, bytes: usize) {
-        self.pages_served.inc_by(u64::from(matches!(frame, FeedFrame::Page(_))));
+        self.pages_served.inc_by(u64::from(matches!(frame, FeedFrame::Page(_) | FeedFrame::Snapshots(_))));
         self.bytes_served.inc_by(bytes as u64);
     }
 

@@ -8,6 +8,7 @@
 //! worked out without writing it: at the default rate half a second for each hour in a release build, ten times that in
 //! a debug build.
 //!
+//! `depth.<symbol>` tells every change of a book, and once a second, with `"snapshot":true`, all of it.
 //! `book.<symbol>` is the whole book (at most [`MAX_LEVELS`] levels a side, by cancelling the worst): take it, then apply
 //! each `depth.<symbol>` with a higher sequence. Tickers count since the opening: `open`, `high`, `low`, `volume`, and
 //! `change`, which is the price less `open`.
@@ -24,7 +25,10 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use tickmesh_protocol::Epoch;
+use tickmesh_protocol::{
+    Epoch,
+    policy::{ChannelPolicy, OnSlow, Retain},
+};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -46,7 +50,7 @@ pub const TOPIC: &str = "market";
 /// The channels of its streams.
 pub const CHANNELS: [&str; 5] = ["trades", "depth", "book", "ticker", "orders"];
 /// Part of the epoch: another engine writes other records under the same positions.
-const ENGINE_VERSION: u32 = 1;
+const ENGINE_VERSION: u32 = 2;
 /// Most records handed on at once, the rest of their tick not counted.
 const MAX_BATCH_RECORDS: usize = 512;
 /// Most positions in one range that is read again.
@@ -57,6 +61,15 @@ const CATCH_UP_TICKS: u64 = 2_000;
 const STEP_TICKS: u64 = 200;
 /// Longest sleep: how late a wall clock that was set forward is noticed.
 const MAX_SLEEP: Duration = Duration::from_secs(1);
+
+/// What fits what it writes: differences of a book, events that say everything, and what nobody may miss.
+pub fn policy(channel: &str) -> ChannelPolicy {
+    match channel {
+        "depth" => ChannelPolicy { retain: Retain::Book, on_slow: OnSlow::Resync },
+        "book" | "ticker" => ChannelPolicy { retain: Retain::Last, on_slow: OnSlow::Conflate },
+        _ => ChannelPolicy::default(),
+    }
+}
 
 /// A market that is read live.
 pub struct Embedded {

@@ -1,6 +1,6 @@
 //! The configuration of a route.
 
-use tickmesh_protocol::stream::is_part;
+use tickmesh_protocol::{policy::ChannelPolicy, stream::is_part};
 
 use super::jq::Filter;
 use crate::config::reader::Section;
@@ -18,6 +18,8 @@ pub struct RouteConfig {
     pub key: String,
     /// jq program that makes the data; the record's value as it is, if left out.
     pub data: Option<String>,
+    /// What is done for the clients of the channel. Whether that goes together is seen where all routes are.
+    pub policy: ChannelPolicy,
 }
 
 impl RouteConfig {
@@ -27,8 +29,10 @@ impl RouteConfig {
         let channel: Option<String> = section.required("channel");
         let key: Option<String> = section.required("key");
         let data: Option<String> = section.optional("data");
-        check_only(section, "retain", "none");
-        check_only(section, "on_slow", "disconnect");
+        let policy = ChannelPolicy {
+            retain: section.parsed("retain").unwrap_or_default(),
+            on_slow: section.parsed("on_slow").unwrap_or_default(),
+        };
         if let Some(channel) = channel.as_deref().filter(|channel| !is_part(channel)) {
             check_jq(section, "channel", channel);
         }
@@ -37,15 +41,7 @@ impl RouteConfig {
                 check_jq(section, name, program);
             }
         }
-        Some(Self { source: source?, topic, channel: channel?, key: key?, data })
-    }
-}
-
-/// Settings that have one value in this version: any other is refused rather than ignored.
-fn check_only(section: &mut Section, key: &'static str, only: &str) {
-    let value = section.or(key, only.to_owned());
-    if value != only {
-        section.fault(key, format!("{value:?} is not supported by this version; only {only:?} is"));
+        Some(Self { source: source?, topic, channel: channel?, key: key?, data, policy })
     }
 }
 

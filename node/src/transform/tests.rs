@@ -2,6 +2,7 @@ use std::collections::HashSet;
 
 use bytes::Bytes;
 use proptest::prelude::*;
+use tickmesh_protocol::policy::ChannelPolicy;
 
 use super::{
     Rejected, RouteConfig, Transform,
@@ -15,6 +16,7 @@ fn route(channel: &str, key: &str, data: Option<&str>) -> RouteConfig {
         channel: channel.into(),
         key: key.into(),
         data: data.map(str::to_owned),
+        policy: ChannelPolicy::default(),
     }
 }
 

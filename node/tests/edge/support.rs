@@ -184,6 +184,7 @@ impl Upstream for Played {
                 heads: request.streams.iter().map(head).collect(),
                 read: Vec::new(),
                 left: Vec::new(),
+                policy: Default::default(),
             })
         })
     }

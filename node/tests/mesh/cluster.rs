@@ -267,6 +267,7 @@ impl Ingest {
                             heads: request.streams.iter().map(head).collect(),
                             read: Vec::new(),
                             left: Vec::new(),
+                            policy: Default::default(),
                         });
                     }
                 }

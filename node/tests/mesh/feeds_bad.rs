@@ -14,7 +14,7 @@ use libp2p_stream::IncomingStreams;
 use tickmesh::mesh::{FeedError, Identity};
 use tickmesh_protocol::{
     SignedBatch, Topic,
-    codec::{MAX_FEED_FRAME_BYTES, MAX_FEED_REQUEST_BYTES, encode_feed_frame, encode_feed_request},
+    codec::{MAX_FEED_FRAME_BYTES, MAX_FEED_REQUEST_BYTES, VERSION, encode_feed_frame, encode_feed_request},
     feed::{FeedFrame, FeedRequest, Status},
 };
 
@@ -139,7 +139,7 @@ async fn what_is_no_request_is_refused_and_forgotten() {
     let trailing = [&good[..], &[0]].concat();
     let most = u32::try_from(MAX_FEED_REQUEST_BYTES).unwrap();
     let cases: [(&str, Vec<u8>, &str); 6] = [
-        ("garbage", framed(&[3, 200, 200, 200, 200]), "not the format of version 3"),
+        ("garbage", framed(&[VERSION, 200, 200, 200, 200]), "not the format of version 3"),
         ("nothing", framed(&[]), "a frame of 0 bytes"),
         ("oversized", (most + 1).to_le_bytes().to_vec(), "allowed"),
         ("all of memory", u32::MAX.to_le_bytes().to_vec(), "allowed"),
@@ -256,7 +256,7 @@ async fn what_a_publisher_serves_is_checked() {
         ),
         ("another topic", framed(&frame(&page(&publisher, "trades.eth_usdt"))), "another topic"),
         ("unknown version", framed(&[77, 5]), "version 77"),
-        ("garbage", framed(&[3, 99, 1, 2, 3]), "not the format"),
+        ("garbage", framed(&[VERSION, 99, 1, 2, 3]), "not the format"),
         ("too long", too_long, "allowed"),
         ("a status to a request for events", framed(&status), "does not belong"),
         ("an empty frame", framed(&[]), "a frame of 0 bytes"),
@@ -272,6 +272,25 @@ async fn what_a_publisher_serves_is_checked() {
     let asked =
         |outcome: &str| edge.metric(&format!("feed_asked_total{{kind=\"streams\",outcome=\"{outcome}\"}}"));
     assert_eq!(asked("invalid"), cases.len() as u64);
+    // Snapshots are not pages, and nobody is given what was not asked for.
+    let snapshots = SignedBatch::sign_snapshots(batch(&publisher, 1, 1, &btc, 3), &publisher.signing_key());
+    let snapshots = encode_feed_frame(&FeedFrame::Snapshots(snapshots.unwrap())).unwrap();
+    let ask_snapshots = FeedRequest::Snapshots { topic: Topic::spanning(&btc), streams: vec![btc.clone()] };
+    for (asked, answered, reason) in [
+        (request("trades.btc_usdt", None, false), &snapshots, "does not belong"),
+        (ask_snapshots.clone(), &frame(&good), "does not belong"),
+        (
+            ask_snapshots.clone(),
+            &encode_feed_frame(&FeedFrame::Snapshots(good.clone())).unwrap(),
+            "signature",
+        ),
+        (ask_snapshots, &encode_feed_frame(&FeedFrame::Snapshots(gossip)).unwrap(), "signature"),
+    ] {
+        let mut reader = ask(&edge, key, asked).await;
+        let _stream = answer(&mut incoming, &framed(answered)).await;
+        let got = within("an error", reader.next()).await;
+        assert!(matches!(&got, Err(FeedError::Invalid(why)) if why.contains(reason)), "{got:?}");
+    }
     // A good page, and then one that stops in the middle.
     let whole = framed(&frame(&good));
     let start = [&whole[..], &whole[..whole.len() / 2]].concat();

@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use tickmesh::ports::{CursorStream, FeedCursor, FeedStep, FeedStore, PAGE_BYTES, Refusal};
+use tickmesh::ports::{CursorStream, FeedCursor, FeedStep, FeedStore, PAGE_BYTES, Refusal, Snapshots};
 use tickmesh_protocol::{
     Batch, Event, Position, Previous, Sequence, SignedBatch, SigningKey, StreamName, Topic,
     feed::{FeedEnd, Status},
@@ -170,15 +170,18 @@ impl Store {
     }
 
     pub fn sign(&self, topic: &Topic, events: Vec<Event>) -> SignedBatch {
-        let batch = Batch {
+        SignedBatch::sign_page(self.batch(topic, events), &self.key).unwrap()
+    }
+
+    fn batch(&self, topic: &Topic, events: Vec<Event>) -> Batch {
+        Batch {
             publisher: self.key.publisher(),
             boot: 1,
             counter: 0,
             topic: topic.clone(),
             events,
             heads: vec![],
-        };
-        SignedBatch::sign_page(batch, &self.key).unwrap()
+        }
     }
 }
 
@@ -214,6 +217,30 @@ impl FeedStore for Store {
             self.preparing.fetch_sub(1, Ordering::SeqCst);
             Ok(step)
         })
+    }
+
+    /// What is retained is the last event.
+    fn snapshots(&self, topic: &Topic, streams: &[StreamName]) -> Result<Snapshots, Refusal> {
+        let inner = self.inner.lock().unwrap();
+        if let Some(reason) = inner.refused.get(topic) {
+            return Err(Refusal((*reason).into()));
+        }
+        let (mut events, mut ends, mut bytes) = (Vec::new(), Vec::new(), 0);
+        for stream in streams {
+            if bytes >= PAGE_BYTES {
+                break;
+            }
+            let last = inner.streams.get(stream).and_then(|events| events.last());
+            ends.push(match last {
+                Some(last) => FeedEnd::Complete { head: Some(last.position()) },
+                None => FeedEnd::Refused { oldest: None },
+            });
+            bytes += last.map_or(0, |last| last.data.len());
+            events.extend(last.cloned());
+        }
+        let page = (!events.is_empty())
+            .then(|| SignedBatch::sign_snapshots(self.batch(topic, events), &self.key).unwrap());
+        Ok(Snapshots { page, ends })
     }
 
     fn changed(&self, _: &Topic) -> BoxFuture<'_, ()> {

@@ -4,22 +4,26 @@
 //! and the BLAKE3 hash of all of that. The body is one bincode value after the other, so that a false count claims no
 //! memory: the number of sources; for each its name, its number of partitions and of streams, the partitions, the streams.
 
-use std::fmt::Display;
+use std::{fmt::Display, sync::Arc};
 
 use bincode::{BorrowDecode, Encode};
+use bytes::Bytes;
+use serde::de::IgnoredAny;
 
 use super::bincode_config;
 use crate::{
     Epoch, Position, Sequence, StreamName,
+    book::Book,
     checkpoint::{
         MAX_STATE_BYTES, MAX_STATE_LEFT_EPOCHS, MAX_STATE_NAME_BYTES, MAX_STATE_SOURCES, PartitionState,
-        SourceState, State, StreamState,
+        Retained, RetainedData, SourceState, State, StreamState,
     },
+    event::MAX_EVENT_DATA_BYTES,
     position::MAX_SEQUENCE,
 };
 
 /// The version of states that this code writes, and the only one it reads.
-pub const STATE_VERSION: u8 = 1;
+pub const STATE_VERSION: u8 = 2;
 
 const MAGIC: &[u8; 8] = b"tickmesh";
 const HASH_BYTES: usize = blake3::OUT_LEN;
@@ -68,6 +72,15 @@ struct WireStream<'a> {
     epoch: u64,
     sequence: u64,
     left: Vec<u64>,
+    retained: Option<WireRetained<'a>>,
+}
+
+/// What is retained, as the data of an event that says all of it.
+#[derive(Encode, BorrowDecode)]
+struct WireRetained<'a> {
+    engine_time_us: u64,
+    book: bool,
+    data: &'a str,
 }
 
 /// Writes a state.
@@ -86,10 +99,7 @@ pub fn encode_state(state: &State) -> Result<Vec<u8>, StateError> {
             put_partition(&mut bytes, partition)?;
         }
         for stream in &source.streams {
-            check(stream.left.len() <= MAX_STATE_LEFT_EPOCHS, "too many epochs of a stream")?;
-            let left = stream.left.iter().map(|epoch| epoch.as_u64()).collect();
-            let (epoch, sequence) = (stream.last.epoch.as_u64(), stream.last.sequence.get());
-            put(&mut bytes, &WireStream { name: stream.name.as_str(), epoch, sequence, left })?;
+            put_stream(&mut bytes, stream)?;
         }
     }
     let body = (bytes.len() - HEAD_BYTES) as u64;
@@ -111,6 +121,25 @@ fn put_partition(bytes: &mut Vec<u8>, state: &PartitionState) -> Result<(), Stat
         term: state.term,
     };
     put(bytes, &wire)
+}
+
+fn put_stream(bytes: &mut Vec<u8>, state: &StreamState) -> Result<(), StateError> {
+    check(state.left.len() <= MAX_STATE_LEFT_EPOCHS, "too many epochs of a stream")?;
+    let left = state.left.iter().map(|epoch| epoch.as_u64()).collect();
+    let (epoch, sequence) = (state.last.epoch.as_u64(), state.last.sequence.get());
+    let data = state.retained.as_ref().and_then(Retained::data);
+    let retained = match (&state.retained, &data) {
+        (Some(retained), Some(data)) => {
+            check(data.len() <= MAX_EVENT_DATA_BYTES, "too much is retained of a stream")?;
+            Some(WireRetained {
+                engine_time_us: retained.engine_time_us,
+                book: matches!(retained.what, RetainedData::Book(_)),
+                data: std::str::from_utf8(data).map_err(format)?,
+            })
+        }
+        _ => None,
+    };
+    put(bytes, &WireStream { name: state.name.as_str(), epoch, sequence, left, retained })
 }
 
 fn put(bytes: &mut Vec<u8>, value: &impl Encode) -> Result<(), StateError> {
@@ -225,7 +254,24 @@ fn stream_of(body: &mut Body<'_>) -> Result<StreamState, StateError> {
             sequence: Sequence::new(wire.sequence).map_err(format)?,
         },
         left: wire.left.into_iter().map(Epoch::from_u64).collect(),
+        retained: wire.retained.map(retained_of).transpose()?,
     })
+}
+
+/// The data goes to clients: it is looked at like that of a record.
+fn retained_of(wire: WireRetained<'_>) -> Result<Retained, StateError> {
+    let WireRetained { engine_time_us, book: is_book, data } = wire;
+    check(data.len() <= MAX_EVENT_DATA_BYTES, "too much is retained of a stream")?;
+    let what = if is_book {
+        let mut book = Book::default();
+        book.apply(data.as_bytes()).map_err(format)?;
+        check(book.is_whole(), "a book that is not whole")?;
+        RetainedData::Book(Arc::new(book))
+    } else {
+        serde_json::from_str::<IgnoredAny>(data).map_err(format)?;
+        RetainedData::Last(Bytes::copy_from_slice(data.as_bytes()))
+    };
+    Ok(Retained { engine_time_us, what })
 }
 
 fn check_name(name: &str) -> Result<(), StateError> {

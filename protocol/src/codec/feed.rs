@@ -29,6 +29,7 @@ enum WireRequest<'a> {
     Topic { topic: &'a str, after: Vec<(&'a str, WirePosition)>, live: bool },
     Status,
     State { source: &'a str },
+    Snapshots { topic: &'a str, streams: Vec<&'a str> },
 }
 
 #[derive(Clone, Copy, Encode, BorrowDecode)]
@@ -45,6 +46,7 @@ enum WireFrame<'a> {
     State { chunk: &'a [u8], last: bool },
     Refused { reason: &'a str },
     Working,
+    Snapshots(&'a [u8]),
 }
 
 #[derive(Encode, BorrowDecode)]
@@ -94,6 +96,10 @@ pub fn encode_feed_request(request: &FeedRequest) -> Result<Vec<u8>, CodecError>
         },
         FeedRequest::Status => WireRequest::Status,
         FeedRequest::State { source } => WireRequest::State { source },
+        FeedRequest::Snapshots { streams, .. } => WireRequest::Snapshots {
+            topic: &topic,
+            streams: streams.iter().map(StreamName::as_str).collect(),
+        },
     })
 }
 
@@ -114,6 +120,10 @@ pub fn decode_feed_request(bytes: &[u8]) -> Result<FeedRequest, CodecError> {
         }
         WireRequest::Status => FeedRequest::Status,
         WireRequest::State { source } => FeedRequest::State { source: source.to_owned() },
+        WireRequest::Snapshots { topic, streams } => FeedRequest::Snapshots {
+            topic: topic.parse()?,
+            streams: streams.into_iter().map(str::parse).collect::<Result<_, _>>()?,
+        },
     };
     check_request(&request)?;
     Ok(request)
@@ -129,6 +139,7 @@ fn check_request(request: &FeedRequest) -> Result<(), CodecError> {
         }
         FeedRequest::Status => Ok(()),
         FeedRequest::State { source } => check_text("name of a source", source, MAX_SOURCE_NAME_BYTES),
+        FeedRequest::Snapshots { topic, streams } => check_streams(topic, 1, streams.iter()),
     }
 }
 
@@ -184,16 +195,17 @@ pub fn encode_feed_frame(frame: &FeedFrame) -> Result<Vec<u8>, CodecError> {
             WireFrame::Refused { reason }
         }
         FeedFrame::Working => WireFrame::Working,
+        FeedFrame::Snapshots(snapshots) => WireFrame::Snapshots(snapshots.envelope()),
     })?;
     check_size(bytes.len(), MAX_FEED_FRAME_BYTES)?;
     Ok(bytes)
 }
 
-/// Decodes a frame; of a page also the signature is verified. Whether its publisher is one to be believed is not asked
-/// here. Pages and chunks share the memory of `bytes`.
+/// Decodes a frame; of a page and of snapshots also the signature is verified. Whether their publisher is one to be
+/// believed is not asked here. Pages, snapshots and chunks share the memory of `bytes`.
 ///
 /// # Errors
-/// If the bytes are no frame, break one of its limits, or hold a page that its publisher did not sign.
+/// If the bytes are no frame, break one of its limits, or hold a page or snapshots that their publisher did not sign.
 pub fn decode_feed_frame(bytes: &Bytes) -> Result<FeedFrame, InvalidBatch> {
     check_size(bytes.len(), MAX_FEED_FRAME_BYTES)?;
     Ok(match decode(bytes)? {
@@ -221,6 +233,9 @@ pub fn decode_feed_frame(bytes: &Bytes) -> Result<FeedFrame, InvalidBatch> {
             FeedFrame::Refused { reason: reason.to_owned() }
         }
         WireFrame::Working => FeedFrame::Working,
+        WireFrame::Snapshots(envelope) => {
+            FeedFrame::Snapshots(SignedBatch::open_snapshots(bytes.slice_ref(envelope))?)
+        }
     })
 }
 

@@ -130,7 +130,7 @@ impl Hub {
 
     pub(super) fn answer(&mut self, answer: Answer) {
         let Answer { streams, reply } = answer;
-        let HeadReply { heads, read, left } = match reply {
+        let HeadReply { heads, read, left, .. } = match reply {
             Ok(reply) if reply.heads.len() == streams.len() => reply,
             Ok(_) => return self.unavailable(&streams, "a peer answered another question"),
             Err(unavailable) => return self.unavailable(&streams, &unavailable.reason),

@@ -229,7 +229,7 @@ impl fmt::Debug for FeedReader {
 }
 
 impl FeedReader {
-    /// The next frame; nothing after the last one. A page is one that a configured publisher has signed, of the topic
+    /// The next frame; nothing after the last one. A page, or snapshots, are some that a configured publisher has signed, of the topic
     /// asked for. [`FeedFrame::Working`] and [`FeedFrame::Refused`] are not given out. To give up waiting loses nothing.
     ///
     /// # Errors
@@ -288,7 +288,8 @@ impl FeedReader {
         match (&frame, self.kind, &self.topic) {
             (FeedFrame::Working, ..) => {}
             (FeedFrame::Refused { reason }, ..) => return Err(FeedError::Refused(reason.clone())),
-            (FeedFrame::Page(page), _, Some(topic)) => {
+            (FeedFrame::Page(page), "streams" | "topic", Some(topic))
+            | (FeedFrame::Snapshots(page), "snapshots", Some(topic)) => {
                 if page.batch().topic != *topic {
                     return invalid("a page of another topic");
                 }

@@ -35,6 +35,7 @@ pub(super) fn kind(request: &FeedRequest) -> &'static str {
         FeedRequest::Topic { .. } => "topic",
         FeedRequest::Status => "status",
         FeedRequest::State { .. } => "state",
+        FeedRequest::Snapshots { .. } => "snapshots",
     }
 }
 
@@ -91,6 +92,7 @@ impl<'a, T: Io> Serving<'a, T> {
             }
             FeedRequest::Status => self.status().await,
             FeedRequest::State { source } => self.state(&source).await,
+            FeedRequest::Snapshots { topic, streams } => self.snapshots(&topic, streams).await,
         };
         (kind, self.end(ended).await)
     }
@@ -283,6 +285,25 @@ impl<'a, T: Io> Serving<'a, T> {
                 return Ok(());
             }
         }
+    }
+
+    async fn snapshots(&mut self, topic: &Topic, streams: Vec<StreamName>) -> Result<(), Ended> {
+        let server = self.server;
+        let mut ends = Vec::with_capacity(streams.len());
+        while ends.len() < streams.len() {
+            let turn = self.wait(server.turns.acquire()).await?;
+            let given = server.store.snapshots(topic, &streams[ends.len()..]);
+            drop(turn);
+            let given = given.map_err(|refusal| Ended::Refused(refusal.to_string()))?;
+            if given.ends.is_empty() {
+                return Err(Ended::Refused("nothing is said of a stream".into()));
+            }
+            ends.extend(given.ends);
+            if let Some(page) = given.page {
+                self.send(&FeedFrame::Snapshots(page)).await?;
+            }
+        }
+        self.send(&FeedFrame::End { streams: streams.into_iter().zip(ends).collect() }).await
     }
 
     async fn send(&mut self, frame: &FeedFrame) -> Result<(), Ended> {

@@ -1,4 +1,4 @@
-use tickmesh_protocol::head::Head;
+use tickmesh_protocol::{head::Head, policy::ChannelPolicy};
 
 use super::*;
 
@@ -11,7 +11,12 @@ fn request() -> HeadRequest {
 }
 
 fn reply() -> HeadReply {
-    HeadReply { heads: vec![Head::Empty], read: Vec::new(), left: Vec::new() }
+    HeadReply {
+        heads: vec![Head::Empty],
+        read: Vec::new(),
+        left: Vec::new(),
+        policy: ChannelPolicy::default(),
+    }
 }
 
 fn publishers() -> Vec<PublisherKey> {
@@ -36,11 +41,7 @@ fn the_best_publisher_is_asked_first_then_the_next_and_all_again_later() {
     questions.tidy(start + RETRY_AFTER);
     assert_eq!(questions.assign(id, publishers()).map(|(to, _)| to), Some(publishers()[0]));
     // An answer of the wrong length is no answer.
-    assert!(!questions.answered(
-        id,
-        HeadReply { heads: vec![Head::Empty; 2], read: Vec::new(), left: Vec::new() },
-        start
-    ));
+    assert!(!questions.answered(id, HeadReply { heads: vec![Head::Empty; 2], ..reply() }, start));
     assert!(answered.try_recv().is_err());
     assert_eq!(questions.assign(id, publishers()).map(|(to, _)| to), Some(publishers()[1]));
     assert!(questions.answered(id, reply(), start));

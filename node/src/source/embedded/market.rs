@@ -274,8 +274,9 @@ impl Market {
             }
         }
         if whole {
-            let book = &instrument.book;
-            log.write(index, |time_ms| render::levels("book", specification, &book.levels(), time_ms));
+            let book = instrument.book.levels();
+            log.write(index, |time_ms| render::whole_depth(specification, &book, time_ms));
+            log.write(index, |time_ms| render::levels("book", specification, &book, time_ms));
         }
         if phase.is_multiple_of(TICKER_TICKS) && instrument.ticker_changed {
             instrument.ticker_changed = false;

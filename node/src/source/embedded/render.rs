@@ -63,12 +63,28 @@ pub(super) fn trade(
 pub(super) fn levels(channel: &str, specification: &Specification, levels: &Levels, time_ms: u64) -> String {
     let mut text = String::with_capacity(96 + 28 * (levels.asks.len() + levels.bids.len()));
     let symbol = &specification.symbol;
-    let _ = write!(text, r#"{{"stream":"{channel}.{symbol}","data":{{"asks":["#);
-    side_of(&mut text, specification, &levels.asks);
-    text.push_str(r#"],"bids":["#);
-    side_of(&mut text, specification, &levels.bids);
-    let _ = write!(text, r#"],"timestamp":{time_ms}}}}}"#);
+    let _ = write!(text, r#"{{"stream":"{channel}.{symbol}","data":{{"#);
+    sides(&mut text, specification, levels);
+    let _ = write!(text, r#","timestamp":{time_ms}}}}}"#);
     text
+}
+
+/// All levels of a book, said to be all, on `depth`.
+pub(super) fn whole_depth(specification: &Specification, levels: &Levels, time_ms: u64) -> String {
+    let mut text = String::with_capacity(128 + 28 * (levels.asks.len() + levels.bids.len()));
+    let symbol = &specification.symbol;
+    let _ = write!(text, r#"{{"stream":"depth.{symbol}","data":{{"#);
+    sides(&mut text, specification, levels);
+    let _ = write!(text, r#","snapshot":true,"timestamp":{time_ms}}}}}"#);
+    text
+}
+
+fn sides(text: &mut String, specification: &Specification, levels: &Levels) {
+    text.push_str(r#""asks":["#);
+    side_of(text, specification, &levels.asks);
+    text.push_str(r#"],"bids":["#);
+    side_of(text, specification, &levels.bids);
+    text.push(']');
 }
 
 fn side_of(text: &mut String, specification: &Specification, levels: &[(i64, u64)]) {

@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use serde_json::Value;
+use tickmesh_protocol::book::Book;
 
 use super::{super::book::MAX_LEVELS, *};
 
@@ -89,6 +90,28 @@ proptest! {
             }
         }
         prop_assert!(compared >= 3 * 6, "{compared} books were compared");
+    }
+
+    /// What ingest does: keeps the book from the depth events alone, which say themselves when they hold all of it.
+    #[test]
+    fn depth_alone_makes_the_book(seed: u64) {
+        let mut books: BTreeMap<usize, Book> = BTreeMap::new();
+        let (mut wholes, mut compared) = (0, 0);
+        for written in run(&mut Market::new(&setting(seed)), Want::Everything, 1_300) {
+            let (stream, data) = parse(&written);
+            let book = books.entry(written.partition).or_default();
+            if stream.starts_with("depth.") {
+                wholes += usize::from(data["snapshot"] == true);
+                book.apply(data.to_string().as_bytes()).unwrap();
+            } else if stream.starts_with("book.") {
+                let kept: Value = serde_json::from_str(&book.to_data().expect("a whole book")).unwrap();
+                for field in ["asks", "bids", "timestamp"] {
+                    prop_assert_eq!(&kept[field], &data[field], "{} at {}", stream, written.position);
+                }
+                compared += 1;
+            }
+        }
+        prop_assert!(wholes == compared && compared >= 3 * 6, "{wholes} were whole, {compared} books were compared");
     }
 
     #[test]
@@ -210,6 +233,6 @@ fn the_log_is_pinned() {
     let pinned: Vec<String> = hashes.values().map(|hash| format!("{hash:016x}")).collect();
     assert_eq!(
         pinned,
-        ["fc13304cef4437b6", "1a377afba7d51616", "4414a82a99f6863e", "93ed61426380ed7e", "6f2ed5829d7853dd"]
+        ["ed13ab704dcc4acd", "0fa487b8cbd472e6", "1dea2b8e6eadcaed", "93ed61426380ed7e", "6f2ed5829d7853dd"]
     );
 }
