@@ -25,7 +25,7 @@
 
 mod decimal;
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use serde::{
     Deserialize, Deserializer,
@@ -61,10 +61,10 @@ pub struct Book {
     bytes: usize,
 }
 
-/// A level as it was told last: its price, and behind it the quantity, in one text.
+/// A level as it was told last: its price, and behind it the quantity, in one text, which copies of the book share.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Level {
-    text: Box<str>,
+    text: Arc<str>,
     /// Where the quantity begins. A price has at most [`MAX_DECIMAL_BYTES`].
     price_bytes: u8,
 }
