@@ -24,9 +24,10 @@ use tickmesh::{
     ops::{lifecycle::LifecycleEvents, metrics::Registry},
 };
 use tickmesh_protocol::{
-    Batch, Epoch, Event, Position, Previous, Sequence, SignedBatch, SigningKey, StreamName, Topic,
+    Batch, Epoch, Event, Position, Previous, PublisherKey, Sequence, SignedBatch, SigningKey, StreamName,
+    Topic,
     client::write_data_message,
-    feed::FeedFrame,
+    feed::{FeedFrame, PrivateChange},
     fetching::Ask,
     head::{Head, HeadReply, HeadRequest},
 };
@@ -252,6 +253,14 @@ impl Upstream for QuietMesh {
     }
 
     fn fetch(&self, _: &Topic, _: Ask) -> BoxStream<'static, Result<FeedFrame, Unavailable>> {
+        Box::pin(futures_util::stream::empty())
+    }
+
+    fn private(
+        &self,
+        _: PublisherKey,
+        _: mpsc::Receiver<PrivateChange>,
+    ) -> BoxStream<'static, Result<FeedFrame, Unavailable>> {
         Box::pin(futures_util::stream::empty())
     }
 }

@@ -17,8 +17,8 @@ use tickmesh::{
     ops::{lifecycle::LifecycleEvents, metrics::Registry},
 };
 use tickmesh_protocol::{
-    Topic,
-    feed::FeedFrame,
+    PublisherKey, Topic,
+    feed::{FeedFrame, PrivateChange},
     fetching::Ask,
     head::{HeadReply, HeadRequest},
 };
@@ -73,6 +73,14 @@ impl Upstream for NoMesh {
     }
 
     fn fetch(&self, _: &Topic, _: Ask) -> BoxStream<'static, Result<FeedFrame, Unavailable>> {
+        Box::pin(stream::empty())
+    }
+
+    fn private(
+        &self,
+        _: PublisherKey,
+        _: mpsc::Receiver<PrivateChange>,
+    ) -> BoxStream<'static, Result<FeedFrame, Unavailable>> {
         Box::pin(stream::empty())
     }
 }

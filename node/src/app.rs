@@ -16,14 +16,14 @@ use axum::Router;
 use futures_util::future::BoxFuture;
 use libp2p::Multiaddr;
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::{
     connect::MeshUpstream,
     ingest_stage::{IngestStage, Shared},
 };
 use crate::{
-    auth::Authenticator,
+    auth::{Authenticator, Permissions},
     config::Config,
     edge,
     ingest::DeadLetters,
@@ -64,6 +64,8 @@ struct Stages {
     edge: Option<Stage>,
     mesh: Option<Stage>,
     ops: Option<Stage>,
+    /// Ends what credentials are checked with, after all who check.
+    auth: Option<DropGuard>,
 }
 
 struct Stage {
@@ -138,7 +140,16 @@ impl Bound {
             }
             None => None,
         };
+        let auth_stop = CancellationToken::new();
+        let authenticator =
+            Authenticator::open(&config.auth, &registry, auth_stop.clone()).context("cannot start [auth]")?;
+        stages.auth = Some(auth_stop.drop_guard());
+        let access = mesh::PrivateAccess {
+            authenticator: Arc::clone(&authenticator),
+            permissions: Permissions { private: Arc::clone(&config.private), ..Permissions::default() },
+        };
         let ports = mesh::Ports {
+            private: ingest.is_some().then_some(access),
             edge: edge.is_some().then_some(edge_input),
             ingest: ingest.is_some().then_some(ingest_input),
             feeds: ingest.as_ref().map(|stage| stage.opened.feeds()),
@@ -161,8 +172,6 @@ impl Bound {
 
         if let Some(edge) = edge {
             let stop = CancellationToken::new();
-            let authenticator =
-                Authenticator::open(&config.auth, &registry, stop.clone()).context("cannot start [auth]")?;
             let pages = match config.signing.public {
                 Some(keys) => pages.merge(signing::router(keys).context("cannot start [signing]")?),
                 None => pages,
@@ -219,7 +228,7 @@ fn serve_ops(
 impl Running {
     /// Ends the stages one after the other, in the direction of the data, so that what was read is still delivered.
     pub async fn drain(self) {
-        let Stages { sources, ingest, edge, mesh, ops } = self.stages;
+        let Stages { sources, ingest, edge, mesh, ops, auth: _auth } = self.stages;
         for source in &sources {
             source.stop.cancel();
         }

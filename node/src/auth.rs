@@ -22,13 +22,14 @@ mod permissions;
 
 use std::{fmt, sync::Arc};
 
+use tickmesh_protocol::client::{Credential, MAX_CREDENTIAL_BYTES};
 use tokio_util::sync::CancellationToken;
 
 use self::{api_keys::ApiKeys, introspection::Introspection, jwt::Jwt};
 pub use self::{
     api_keys::{ApiKey, hash_of, new_api_key},
     config::{Config, IntrospectionConfig, JwtConfig, JwtKeys},
-    credential::{Credential, MAX_CREDENTIAL_BYTES},
+    credential::find_credential,
     identity::{ClaimNames, Identity, Proof},
     pattern::{InvalidPattern, Pattern},
     permissions::{Denied, Permissions, default_private},
@@ -122,7 +123,7 @@ impl Authenticator {
     /// # Errors
     /// Why they are not accepted.
     pub async fn authenticate(&self, credential: &Credential) -> Result<Arc<Identity>, Refusal> {
-        if credential.len() > MAX_CREDENTIAL_BYTES {
+        if credential.reveal().len() > MAX_CREDENTIAL_BYTES {
             return Err(Refusal::TooLong);
         }
         match credential {

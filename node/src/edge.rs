@@ -16,6 +16,7 @@
 //! | `hub/joining`, `hub/repairs` | its subscribe requests; when what is missing is fetched |
 //! | `fetch` | one fetch of missing events, a task |
 //! | `recent` | what the hub gave out lately, for clients that come back |
+//! | `private` | private streams: what each ingest peer is told, which of them pushes |
 //! | `resume`, `replay` | cursors of those clients; what is fetched for them |
 //! | `queue` | what the hub and the shards say to each other |
 //! | `shard` | one thread with its connections: delivery, time, drain |
@@ -35,6 +36,7 @@ mod inbox;
 mod incoming;
 mod metrics;
 mod outbox;
+mod private;
 mod queue;
 mod recent;
 mod replay;
@@ -55,8 +57,8 @@ use axum::Router;
 use futures_util::{future::BoxFuture, stream::BoxStream};
 use socket2::{Domain, Protocol, Socket, Type};
 use tickmesh_protocol::{
-    SignedBatch, Topic,
-    feed::FeedFrame,
+    PublisherKey, SignedBatch, Topic,
+    feed::{FeedFrame, PrivateChange},
     fetching::Ask,
     head::{HeadReply, HeadRequest},
 };
@@ -70,6 +72,7 @@ use self::{
     admission::Admission,
     hub::{Hub, HubParts},
     metrics::EdgeMetrics,
+    private::PrivateStreams,
     queue::{FeedRoom, ShardQueue},
     recent::Recent,
     shard::{Shard, ShardParts},
@@ -89,6 +92,9 @@ const HUB_REQUESTS: usize = 4096;
 
 /// Cursors of clients that wait for a fetch, from all shards; more ask again a little later.
 const REPLAY_ASKS: usize = 4096;
+
+/// Frames of private feeds that wait for the hub.
+const PRIVATE_FRAMES: usize = 256;
 
 /// Connections that may wait for `accept`; the system may allow fewer.
 const LISTEN_BACKLOG: i32 = 4096;
@@ -112,6 +118,14 @@ pub trait Upstream: Send + Sync + 'static {
     /// such, and at last [`FeedFrame::End`]. If it ends otherwise, by an error or without one, the server could not be
     /// asked, has gone, or refuses. It goes on only as it is polled; dropping it closes the feed.
     fn fetch(&self, topic: &Topic, ask: Ask) -> BoxStream<'static, Result<FeedFrame, Unavailable>>;
+
+    /// Opens a private feed at a server and tells it what comes through `changes`: heads, denials, events, or a sign of life
+    /// several times a second. Dropping it closes the feed.
+    fn private(
+        &self,
+        server: PublisherKey,
+        changes: mpsc::Receiver<PrivateChange>,
+    ) -> BoxStream<'static, Result<FeedFrame, Unavailable>>;
 }
 
 /// Nobody who knows could be asked in time.
@@ -247,7 +261,12 @@ impl Bound {
         let replays = replay::Parts { upstream: Arc::clone(&upstream), shards: queues.clone() };
         let replays = tokio::spawn(replay::run(replays, from_cursors));
         tracing::info!(address = %self.address, shards = threads.len(), "edge listens");
+        let private = Arc::new(PrivateStreams::default());
+        let (to_hub, from_private) = mpsc::channel(PRIVATE_FRAMES);
+        let feeds = tokio::spawn(private::run(Arc::clone(&private), Arc::clone(&upstream), to_hub));
         let hub = Hub::new(HubParts {
+            private,
+            private_channels: Arc::clone(&config.permissions.private),
             upstream,
             shards: queues,
             recent,
@@ -256,9 +275,10 @@ impl Bound {
             join_timeout: config.join_timeout,
             metrics,
         });
-        hub.run(batches, from_shards, stop.clone()).await;
+        hub.run(batches, from_private, from_shards, stop.clone()).await;
         stop.cancel();
         replays.abort();
+        feeds.abort();
         let mut result = Ok(());
         for (index, mut thread) in threads.into_iter().enumerate() {
             // The sender is dropped when the thread ends, by a panic too; then it can be joined without waiting.

@@ -39,7 +39,7 @@ use tokio::sync::mpsc;
 use crate::ports::{FeedStore, IngestInput};
 
 pub use config::Config;
-pub use feeds::{FeedError, FeedReader, LivePublishers};
+pub use feeds::{FeedError, FeedReader, LivePublishers, PrivateAccess, PrivateFeed};
 pub use handle::{MeshHandle, Role};
 pub use heads::HeadError;
 pub use identity::{Identity, NetworkKey, PublisherId};
@@ -56,4 +56,6 @@ pub struct Ports {
     pub ingest: Option<mpsc::Sender<IngestInput>>,
     /// Where the feeds come from that this node serves.
     pub feeds: Option<Arc<dyn FeedStore>>,
+    /// Who may have private streams; without it nobody.
+    pub private: Option<PrivateAccess>,
 }

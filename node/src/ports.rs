@@ -6,7 +6,7 @@ use std::{borrow::Cow, sync::Arc};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tickmesh_protocol::{
-    Position, PublisherKey, Sequence, SignedBatch, StreamName, Topic,
+    Event, Position, PublisherKey, Sequence, SignedBatch, StreamName, Topic,
     feed::{FeedEnd, Status},
     head::{HeadReply, HeadRequest},
 };
@@ -49,11 +49,39 @@ pub trait FeedStore: Send + Sync + 'static {
     /// between `next` and waiting.
     fn changed(&self, topic: &Topic) -> BoxFuture<'_, ()>;
 
+    /// Whether the events of a topic are private: they are given only to edges of their users.
+    fn is_private(&self, topic: &Topic) -> bool;
+
+    /// Follows private streams from now on; nothing, while this peer has not read its logs to the end.
+    fn follow(&self) -> Option<Box<dyn Follow>>;
+
     /// What this peer says of itself.
     fn status(&self) -> watch::Receiver<Status>;
 
     /// The state of a source, as bytes for a peer that starts; `None` if there is no such source, or it is not warm.
     fn state(&self, source: &str) -> BoxFuture<'_, Option<Bytes>>;
+}
+
+/// Private streams as one reader follows them. Nothing is queued for it but which of its streams have something new.
+pub trait Follow: Send {
+    /// Follows a stream, or changes how. Where it stands: with `push`, events after this come from [`Self::next`].
+    fn add(&mut self, stream: &StreamName, push: bool) -> Option<Position>;
+
+    fn remove(&mut self, stream: &StreamName);
+
+    /// Events of pushed streams as they come about, about [`PAGE_BYTES`] at most; heads of those that this peer no longer has
+    /// everything of. To give up waiting loses nothing.
+    fn next(&mut self) -> BoxFuture<'_, Followed>;
+
+    /// Where streams that are not pushed stand now, of those that have changed: so many at most.
+    fn heads(&mut self, most: usize) -> Vec<(StreamName, Option<Position>)>;
+}
+
+/// What has come about on followed streams.
+#[derive(Debug, Default)]
+pub struct Followed {
+    pub events: Vec<Event>,
+    pub heads: Vec<(StreamName, Option<Position>)>,
 }
 
 /// How far a feed has got.

@@ -10,6 +10,9 @@ mod limits;
 #[path = "edge/overload.rs"]
 mod overload;
 #[cfg(test)]
+#[path = "edge/private.rs"]
+mod private;
+#[cfg(test)]
 #[path = "edge/repairs.rs"]
 mod repairs;
 #[cfg(test)]

@@ -12,6 +12,8 @@ mod cluster;
 mod feeds;
 #[path = "mesh/feeds_bad.rs"]
 mod feeds_bad;
+#[path = "mesh/private.rs"]
+mod private;
 #[path = "mesh/raw.rs"]
 mod raw;
 #[path = "mesh/rogue.rs"]

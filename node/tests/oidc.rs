@@ -17,10 +17,9 @@ use std::{
 use axum::{Router, routing::any};
 use jsonwebtoken::Algorithm;
 use serde_json::Value;
-use tickmesh::auth::{
-    self, Authenticator, ClaimNames, Credential, IntrospectionConfig, JwtConfig, JwtKeys, Refusal,
-};
+use tickmesh::auth::{self, Authenticator, ClaimNames, IntrospectionConfig, JwtConfig, JwtKeys, Refusal};
 use tickmesh::ops::metrics::Registry;
+use tickmesh_protocol::client::Credential;
 use tickmesh_protocol::client::Secret;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};

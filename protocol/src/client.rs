@@ -12,8 +12,8 @@ mod server;
 
 pub use codes::{CloseCode, ErrorCode};
 pub use request::{
-    ClientMessage, LastSeen, MAX_CLIENT_FRAME_BYTES, MAX_STREAMS_PER_REQUEST, ProtocolError, RequestId,
-    ResumeFrom, Secret,
+    ClientMessage, Credential, LastSeen, MAX_CLIENT_FRAME_BYTES, MAX_CREDENTIAL_BYTES,
+    MAX_STREAMS_PER_REQUEST, ProtocolError, RequestId, ResumeFrom, Secret,
 };
 pub use server::{
     ControlMessage, DataMessage, InvalidServerMessage, Limits, Rejection, Resumed, ServerMessage,

@@ -9,6 +9,7 @@
 
 mod checkpoint;
 mod feed;
+mod private;
 
 use bincode::{BorrowDecode, Encode, config};
 use bytes::Bytes;
@@ -31,6 +32,7 @@ pub use self::feed::{
     MAX_FEED_FRAME_BYTES, MAX_FEED_REQUEST_BYTES, decode_feed_frame, decode_feed_request, encode_feed_frame,
     encode_feed_request,
 };
+pub use self::private::{MAX_PRIVATE_CHANGE_BYTES, decode_private_change, encode_private_change};
 
 /// The version this code writes, and the only one it reads.
 pub const VERSION: u8 = 3;
@@ -173,8 +175,11 @@ pub(crate) fn encode_batch(
 ) -> Result<Vec<u8>, CodecError> {
     check_counts(batch.events.len(), batch.heads.len())?;
     let topic = batch.topic.to_string();
-    let events =
-        batch.events.iter().map(|event| wire_event(&batch.topic, event)).collect::<Result<_, _>>()?;
+    let events = batch
+        .events
+        .iter()
+        .map(|event| carried_by(&batch.topic, event).and_then(wire_event))
+        .collect::<Result<_, _>>()?;
     if let Some((foreign, _)) = batch.heads.iter().find(|(stream, _)| !batch.topic.carries(stream)) {
         return Err(CodecError::ForeignStream(foreign.to_string()));
     }
@@ -198,10 +203,15 @@ pub(crate) fn encode_batch(
     Ok(envelope)
 }
 
-fn wire_event<'a>(topic: &Topic, event: &'a Event) -> Result<WireEvent<'a>, CodecError> {
-    if !topic.carries(&event.stream) {
-        return Err(CodecError::ForeignStream(event.stream.to_string()));
+fn carried_by<'a>(topic: &Topic, event: &'a Event) -> Result<&'a Event, CodecError> {
+    if topic.carries(&event.stream) {
+        Ok(event)
+    } else {
+        Err(CodecError::ForeignStream(event.stream.to_string()))
     }
+}
+
+fn wire_event(event: &Event) -> Result<WireEvent<'_>, CodecError> {
     if event.data.len() > MAX_EVENT_DATA_BYTES {
         return Err(CodecError::DataTooLarge(event.data.len()));
     }
@@ -230,8 +240,8 @@ pub(crate) fn decode_batch(envelope: &Bytes) -> Result<(Batch, usize), CodecErro
     let wire: WireBatch<'_> = decode(&envelope[..body_bytes])?;
     check_counts(wire.events.len(), wire.heads.len())?;
     let topic: Topic = wire.topic.parse()?;
-    let events =
-        wire.events.iter().map(|event| event_of(envelope, &topic, event)).collect::<Result<_, _>>()?;
+    let events = wire.events.iter().map(|event| event_of(envelope, event)).collect::<Result<Vec<_>, _>>()?;
+    events.iter().try_for_each(|event| carried_by(&topic, event).map(|_| ()))?;
     let heads = wire.heads.iter().map(|head| stream_head_of(&topic, head)).collect::<Result<_, _>>()?;
     let batch = Batch {
         publisher: PublisherKey(wire.publisher),
@@ -256,7 +266,8 @@ fn position_of(epoch: u64, sequence: u64) -> Result<Position, CodecError> {
     Ok(Position { epoch: Epoch::from_u64(epoch), sequence: Sequence::new(sequence)? })
 }
 
-fn event_of(envelope: &Bytes, topic: &Topic, wire: &WireEvent<'_>) -> Result<Event, CodecError> {
+/// The event's data share the memory of `envelope`.
+fn event_of(envelope: &Bytes, wire: &WireEvent<'_>) -> Result<Event, CodecError> {
     let event = Event {
         stream: wire.stream.parse()?,
         epoch: Epoch::from_u64(wire.epoch),
@@ -272,9 +283,6 @@ fn event_of(envelope: &Bytes, topic: &Topic, wire: &WireEvent<'_>) -> Result<Eve
         data: envelope.slice_ref(wire.data.as_bytes()),
         signature: wire.signature.map(str::parse).transpose()?,
     };
-    if !topic.carries(&event.stream) {
-        return Err(CodecError::ForeignStream(event.stream.to_string()));
-    }
     if event.data.len() > MAX_EVENT_DATA_BYTES {
         return Err(CodecError::DataTooLarge(event.data.len()));
     }
@@ -418,4 +426,8 @@ fn check_epoch_counts(read: usize, left: usize) -> Result<(), CodecError> {
 
 fn check_stream_count(count: usize) -> Result<(), CodecError> {
     if (1..=MAX_HEAD_STREAMS).contains(&count) { Ok(()) } else { Err(CodecError::StreamCount(count)) }
+}
+
+fn check_text(what: &'static str, text: &str, limit: usize) -> Result<(), CodecError> {
+    if text.len() <= limit { Ok(()) } else { Err(CodecError::TextTooLong { what, bytes: text.len(), limit }) }
 }

@@ -17,12 +17,28 @@
 //! ingest <─ End  [(depth.eth_usdt, Complete { head: 251 })]
 //! ```
 //!
+//! A *private feed* carries the events of private streams from an ingest peer to the edges where their users are, and to nobody
+//! else. After its request the edge says what it wants as its clients come and go ([`PrivateChange`]), each time with what the
+//! client has shown, which the ingest peer checks again:
+//!
+//! ```text
+//! edge   ─> Private
+//! edge   ─> Add { credential of alice, [orders.alice], push }
+//! ingest <─ Heads [(orders.alice, 7)]
+//! ingest <─ Events [8]                         as they come about
+//! edge   ─> Remove [orders.alice]
+//! ```
+//!
+//! An edge has a private feed at each ingest peer. One of them pushes a stream; the others say now and then where it stands, and
+//! push it when the first is gone. Events of a private feed are not signed: the connection is the publisher's own, and they are
+//! handed on to nobody.
+//!
 //! A page is signed by the publisher that serves it, so what is in it may be believed. What [`FeedFrame::End`] and
 //! [`FeedFrame::Status`] claim is not signed: it decides what is asked next, never what a client is told.
 
 use bytes::Bytes;
 
-use crate::{Position, SignedBatch, StreamName, Topic};
+use crate::{Event, Position, SignedBatch, StreamName, Topic, client::Credential};
 
 /// Most streams that one request names, and one [`FeedFrame::End`] answers for: what an edge of some thousand clients
 /// misses of one topic after a long pause.
@@ -39,6 +55,12 @@ pub const MAX_STATE_CHUNK_BYTES: usize = 128 * 1024;
 
 /// Longest reason of a refusal, in bytes. It goes into a log line.
 pub const MAX_REASON_BYTES: usize = 256;
+
+/// Most streams in one [`PrivateChange`], and in one answer to it.
+pub const MAX_CHANGE_STREAMS: usize = 256;
+
+/// Most private streams of one feed: the users of one edge.
+pub const MAX_PRIVATE_STREAMS: usize = 256 * 1024;
 
 /// What a peer asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +93,37 @@ pub enum FeedRequest {
         /// 1 to [`MAX_FEED_STREAMS`], each once, all of the topic.
         streams: Vec<StreamName>,
     },
+    /// Private streams, as [`PrivateChange`]s name them. Only for the edges in `mesh.edges`.
+    Private,
+}
+
+/// What an edge tells an ingest peer on a private feed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PrivateChange {
+    /// A client who showed this wants these streams. It may be said again, with what the client has shown later.
+    Add {
+        /// At most [`crate::client::MAX_CREDENTIAL_BYTES`].
+        credential: Credential,
+        /// 1 to [`MAX_CHANGE_STREAMS`].
+        streams: Vec<StreamName>,
+        /// Send their events; otherwise where they stand, now and then.
+        push: bool,
+    },
+    /// Begin, or cease, to send the events of streams that were added.
+    Push { streams: Vec<StreamName>, push: bool },
+    /// Nobody here wants them any more.
+    Remove { streams: Vec<StreamName> },
+}
+
+/// Why an edge is not given a user's streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Denial {
+    /// What the client showed is not accepted, or says that it is somebody else.
+    Forbidden,
+    /// It was accepted once, and has expired or was taken back.
+    Expired,
+    /// It cannot be checked at the moment.
+    Unavailable,
 }
 
 /// One frame of the answer.
@@ -93,6 +146,16 @@ pub enum FeedFrame {
     Refused {
         reason: String,
     },
+    /// Where private streams stand: the answer to [`PrivateChange::Add`] and to the beginning of a push, whose events are those
+    /// after it; and for others whatever has changed. At most [`MAX_CHANGE_STREAMS`].
+    Heads(Vec<(StreamName, Option<Position>)>),
+    /// These private streams are not, or no longer, sent. At most [`MAX_CHANGE_STREAMS`].
+    Denied {
+        streams: Vec<StreamName>,
+        why: Denial,
+    },
+    /// Events of private streams, as many as a batch may have.
+    Events(Vec<Event>),
     /// There is nothing to send yet, but the server is at it: it reads the log, or others are served first.
     Working,
     /// What is retained of streams: events whose `data` is all there is to know at their `sequence`. Signed as snapshots,
@@ -142,7 +205,7 @@ impl FeedRequest {
             Self::Streams { topic, .. } | Self::Topic { topic, .. } | Self::Snapshots { topic, .. } => {
                 Some(topic)
             }
-            Self::Status | Self::State { .. } => None,
+            Self::Status | Self::State { .. } | Self::Private => None,
         }
     }
 
@@ -150,7 +213,7 @@ impl FeedRequest {
     pub fn is_live(&self) -> bool {
         match self {
             Self::Streams { live, .. } | Self::Topic { live, .. } => *live,
-            Self::Status => true,
+            Self::Status | Self::Private => true,
             Self::State { .. } | Self::Snapshots { .. } => false,
         }
     }

@@ -96,9 +96,14 @@ impl StreamHistory {
         })
     }
 
+    /// Where the stream stands.
+    pub fn head(&self) -> Option<Position> {
+        self.events.back().map(|(_, event)| event.position()).or(self.floor)
+    }
+
     /// Whether what follows a position is held; without one, what is the oldest.
     pub fn after(&self, position: Option<Position>) -> After {
-        let head = self.events.back().map(|(_, event)| event.position()).or(self.floor);
+        let head = self.head();
         let Some(newest) = head else { return After::Unknown };
         let Some(position) = position else {
             // If nothing is held, the newest was read, but is not held any more.

@@ -6,17 +6,17 @@ use futures_util::{
     stream::{self, BoxStream},
 };
 use tickmesh_protocol::{
-    SignedBatch, Topic,
-    feed::{FeedFrame, FeedRequest},
+    PublisherKey, SignedBatch, Topic,
+    feed::{FeedFrame, FeedRequest, PrivateChange},
     fetching::Ask,
     head::{HeadReply, HeadRequest},
 };
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::{
     edge::{Servers, Unavailable, Upstream},
     ingest::Outlet,
-    mesh::{FeedError, FeedReader, MeshHandle, Role},
+    mesh::{FeedError, FeedReader, MeshHandle, PrivateFeed, Role},
 };
 
 pub(super) struct MeshUpstream(pub(super) MeshHandle);
@@ -32,9 +32,7 @@ impl Upstream for MeshUpstream {
 
     fn heads(&self, request: HeadRequest) -> BoxFuture<'static, Result<HeadReply, Unavailable>> {
         let mesh = self.0.clone();
-        Box::pin(async move {
-            mesh.heads(request).await.map_err(|error| Unavailable { reason: error.to_string() })
-        })
+        Box::pin(async move { mesh.heads(request).await.map_err(unavailable) })
     }
 
     fn servers(&self) -> watch::Receiver<Servers> {
@@ -55,8 +53,32 @@ impl Upstream for MeshUpstream {
                 Ok(reader.next_or_working().await?.map(|frame| (frame, Some(reader))))
             }
         });
-        Box::pin(frames.map_err(|error| Unavailable { reason: error.to_string() }))
+        Box::pin(frames.map_err(unavailable))
     }
+
+    fn private(
+        &self,
+        server: PublisherKey,
+        changes: mpsc::Receiver<PrivateChange>,
+    ) -> BoxStream<'static, Result<FeedFrame, Unavailable>> {
+        let mesh = self.0.clone();
+        let frames = stream::try_unfold((None::<PrivateFeed>, changes), move |(feed, mut changes)| {
+            let mesh = mesh.clone();
+            async move {
+                let mut feed = match feed {
+                    Some(feed) => feed,
+                    None => mesh.private(server).await?,
+                };
+                let frame = feed.next(&mut changes).await?;
+                Ok::<_, FeedError>(Some((frame, (Some(feed), changes))))
+            }
+        });
+        Box::pin(frames.map_err(unavailable))
+    }
+}
+
+fn unavailable(error: impl ToString) -> Unavailable {
+    Unavailable { reason: error.to_string() }
 }
 
 pub(super) struct MeshOutlet(pub(super) MeshHandle);

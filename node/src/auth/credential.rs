@@ -2,71 +2,44 @@
 
 use axum::http::{HeaderMap, Uri, header};
 
-use tickmesh_protocol::client::Secret;
+use tickmesh_protocol::client::Credential;
 
 use super::Refusal;
-
-/// Longest credential that is looked at. Tokens of identity providers with many groups have some kilobytes.
-pub const MAX_CREDENTIAL_BYTES: usize = 8 * 1024;
 
 /// What comes before a token among the subprotocols: the one place besides the address where a browser can put it.
 const SUBPROTOCOL_PREFIX: &str = "bearer.";
 
-/// What a client shows.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Credential {
-    Token(Secret),
-    ApiKey(Secret),
-}
-
-impl Credential {
-    pub fn token(text: &str) -> Self {
-        Self::Token(Secret::new(text))
+/// The first that is found: `Authorization: Bearer T`, `X-API-Key: K`, `Sec-WebSocket-Protocol: tickmesh.v1, bearer.T`,
+/// `?token=T`, `?api_key=K`.
+///
+/// # Errors
+/// If there is one that is no credential.
+pub fn find_credential(uri: &Uri, headers: &HeaderMap) -> Result<Option<Credential>, Refusal> {
+    if let Some(value) = headers.get(header::AUTHORIZATION) {
+        let value = value.to_str().map_err(|_| Refusal::Malformed)?;
+        let (scheme, token) = value.split_once(' ').ok_or(Refusal::Malformed)?;
+        // RFC 7235 §2.1: schemes have no case.
+        return if scheme.eq_ignore_ascii_case("bearer") {
+            some(Credential::token, token.trim())
+        } else {
+            Err(Refusal::NotAccepted)
+        };
     }
-
-    pub fn api_key(text: &str) -> Self {
-        Self::ApiKey(Secret::new(text))
+    if let Some(value) = headers.get("x-api-key") {
+        return some(Credential::api_key, value.to_str().map_err(|_| Refusal::Malformed)?.trim());
     }
-
-    pub(super) fn len(&self) -> usize {
-        match self {
-            Self::Token(secret) | Self::ApiKey(secret) => secret.reveal().len(),
-        }
+    let protocols = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
+    let mut protocols = protocols.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+    if let Some(token) = protocols.find_map(|protocol| protocol.trim().strip_prefix(SUBPROTOCOL_PREFIX)) {
+        return some(Credential::token, token);
     }
-
-    /// The first that is found: `Authorization: Bearer T`, `X-API-Key: K`, `Sec-WebSocket-Protocol: tickmesh.v1, bearer.T`,
-    /// `?token=T`, `?api_key=K`.
-    ///
-    /// # Errors
-    /// If there is one that is no credential.
-    pub fn find(uri: &Uri, headers: &HeaderMap) -> Result<Option<Self>, Refusal> {
-        if let Some(value) = headers.get(header::AUTHORIZATION) {
-            let value = value.to_str().map_err(|_| Refusal::Malformed)?;
-            let (scheme, token) = value.split_once(' ').ok_or(Refusal::Malformed)?;
-            // RFC 7235 §2.1: schemes have no case.
-            return if scheme.eq_ignore_ascii_case("bearer") {
-                some(Self::token, token.trim())
-            } else {
-                Err(Refusal::NotAccepted)
-            };
-        }
-        if let Some(value) = headers.get("x-api-key") {
-            return some(Self::api_key, value.to_str().map_err(|_| Refusal::Malformed)?.trim());
-        }
-        let protocols = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
-        let mut protocols =
-            protocols.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
-        if let Some(token) = protocols.find_map(|protocol| protocol.trim().strip_prefix(SUBPROTOCOL_PREFIX)) {
-            return some(Self::token, token);
-        }
-        // Neither tokens nor keys hold characters that an address escapes.
-        let query = uri.query().unwrap_or_default();
-        let value = |name: &str| query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
-        if let Some(token) = value("token") {
-            return some(Self::token, token);
-        }
-        value("api_key").map_or(Ok(None), |key| some(Self::api_key, key))
+    // Neither tokens nor keys hold characters that an address escapes.
+    let query = uri.query().unwrap_or_default();
+    let value = |name: &str| query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
+    if let Some(token) = value("token") {
+        return some(Credential::token, token);
     }
+    value("api_key").map_or(Ok(None), |key| some(Credential::api_key, key))
 }
 
 fn some(make: fn(&str) -> Credential, text: &str) -> Result<Option<Credential>, Refusal> {
@@ -84,7 +57,7 @@ mod tests {
         for (name, value) in headers {
             map.append(*name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
         }
-        Credential::find(&uri.parse().unwrap(), &map)
+        find_credential(&uri.parse().unwrap(), &map)
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -70,12 +69,11 @@ impl Demo {
         let mut stop = std::pin::pin!(stop);
         let network_key = NetworkKey::generate()?;
         let identities = PEERS.iter().map(|_| Identity::generate()).collect::<Result<Vec<_>, _>>()?;
-        let publishers: Vec<PublisherKey> = PEERS
-            .iter()
-            .zip(&identities)
-            .filter(|(peer, _)| peer.ingest)
-            .map(|(_, identity)| identity.publisher())
-            .collect();
+        let keys = |has_role: fn(&Peer) -> bool| -> Vec<PublisherKey> {
+            let peers = PEERS.iter().zip(&identities).filter(|(peer, _)| has_role(peer));
+            peers.map(|(_, identity)| identity.publisher()).collect()
+        };
+        let (publishers, edges) = (keys(|peer| peer.ingest), keys(|peer| peer.edge));
         // Both ingest peers read the same market: it opens as the demo starts.
         let market = Setting {
             seed: self.seed,
@@ -89,7 +87,13 @@ impl Demo {
 
         let mut bound = Vec::new();
         for (index, peer) in PEERS.iter().enumerate() {
-            bound.push(self.bind(index, peer, &publishers, &message_key, &market)?);
+            let mesh = mesh::Config {
+                listen: vec!["/ip4/127.0.0.1/tcp/0".parse()?],
+                publishers: Some(publishers.clone()),
+                edges: edges.clone(),
+                ..mesh::Config::default()
+            };
+            bound.push(self.bind(index, peer, mesh, &message_key, &market)?);
         }
         let network = network(&bound, market.symbols);
 
@@ -120,7 +124,7 @@ impl Demo {
         &self,
         index: usize,
         peer: &Peer,
-        publishers: &[PublisherKey],
+        mesh: mesh::Config,
         message_key: &MessageKey,
         market: &Setting,
     ) -> anyhow::Result<Bound> {
@@ -134,13 +138,7 @@ impl Demo {
             name: peer.name.into(),
             region: peer.region.into(),
             private: Arc::new(auth::default_private()),
-            mesh: mesh::Config {
-                listen: vec!["/ip4/127.0.0.1/tcp/0".parse()?],
-                publishers: Some(publishers.to_vec()),
-                key_file: PathBuf::new(),
-                network_key_file: PathBuf::new(),
-                ..mesh::Config::default()
-            },
+            mesh,
             auth,
             signing: signing::Config {
                 signer: Arc::new(if peer.ingest {

@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
-use tickmesh_protocol::client::{ClientMessage, CloseCode, ControlMessage, ErrorCode};
+use tickmesh_protocol::client::{ClientMessage, CloseCode, ControlMessage, Credential, ErrorCode};
 use tokio::{net::TcpStream, time::Instant};
 
 use super::{
@@ -115,6 +115,8 @@ pub struct Connection {
     waker: Option<Waker>,
     /// Who the client is, if it has shown credentials.
     pub identity: Option<Arc<Identity>>,
+    /// Which ones; ingest checks them again for private streams.
+    pub credential: Option<Arc<Credential>>,
     pub expiry: Option<Expiry>,
     /// Among the connections of its address and user.
     pub place: Place,
@@ -128,6 +130,7 @@ pub struct Connection {
 pub struct Admitted {
     /// `None` for one without credentials.
     pub identity: Option<Arc<Identity>>,
+    pub credential: Option<Arc<Credential>>,
     pub place: Place,
 }
 
@@ -154,12 +157,13 @@ impl Connection {
         requests: Quota,
         now: Instant,
     ) -> Self {
-        let Admitted { identity, place } = admitted;
+        let Admitted { identity, credential, place } = admitted;
         Self {
             place,
             requests: RateLimiter::direct(requests),
             expiry: identity.as_ref().and_then(|identity| Expiry::of(identity, now)),
             identity,
+            credential,
             id,
             stream,
             inbox: Inbox::default(),
@@ -183,7 +187,8 @@ impl Connection {
     }
 
     /// The client has shown other credentials.
-    pub fn set_identity(&mut self, identity: Arc<Identity>, now: Instant) {
+    pub fn set_identity(&mut self, identity: Arc<Identity>, credential: Arc<Credential>, now: Instant) {
+        self.credential = Some(credential);
         self.expiry = Expiry::of(&identity, now);
         self.identity = Some(identity);
     }

@@ -26,7 +26,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use tickmesh_protocol::client::ErrorCode;
+use tickmesh_protocol::client::{Credential, ErrorCode};
 use tokio::{
     net::{TcpListener, TcpStream},
     time,
@@ -40,7 +40,7 @@ use super::{
     shard::SharedShard,
 };
 use crate::{
-    auth::{Credential, Identity, Refusal},
+    auth::{Identity, Refusal, find_credential},
     lifecycle,
     ops::lifecycle::Lifecycle,
 };
@@ -187,30 +187,33 @@ async fn admit(shard: &SharedShard, peer: IpAddr, request: &Request<Incoming>) -
             client_address(peer, request.headers(), &shard.config.trusted_proxies),
         )
     };
-    let enter = |identity: Option<Arc<Identity>>| {
+    let enter = |identity: Option<Arc<Identity>>, credential: Option<Arc<Credential>>| {
         let place = admission.enter(address, identity.as_ref().map(|identity| &identity.user));
-        place.map(|place| Admitted { identity, place }).map_err(|crowded| Refused {
+        place.map(|place| Admitted { identity, credential, place }).map_err(|crowded| Refused {
             status: StatusCode::TOO_MANY_REQUESTS,
             code: ErrorCode::RateLimited,
             message: crowded.words(),
             header: Some((header::RETRY_AFTER, "5")),
         })
     };
-    let checked = match Credential::find(request.uri(), request.headers()) {
-        Ok(None) if admits_anonymous => return enter(None),
+    let checked = match find_credential(request.uri(), request.headers()) {
+        Ok(None) if admits_anonymous => return enter(None, None),
         Ok(None) => {
             return Err(Refused::unauthorized("credentials are needed", ErrorCode::Unauthorized, None));
         }
-        Ok(Some(credential)) => authenticator.authenticate(&credential).await,
+        Ok(Some(credential)) => {
+            let identity = authenticator.authenticate(&credential).await;
+            identity.map(|identity| (identity, Arc::new(credential)))
+        }
         Err(refusal) => Err(refusal),
     };
     let shard = shard.borrow();
     lifecycle!(shard.lifecycle, Lifecycle::AuthValidate, accepted = checked.is_ok());
-    let identity = checked.map_err(|refusal| {
+    let (identity, credential) = checked.map_err(|refusal| {
         shard.metrics.auth_rejected(refusal.label());
         Refused::unauthorized(refusal.words(), code_of(refusal), Some(refusal))
     })?;
-    enter(Some(identity))
+    enter(Some(identity), Some(credential))
 }
 
 /// Whether a page may connect (RFC 6455 §10.2). Clients that are no browsers say nothing of an origin, and are asked for

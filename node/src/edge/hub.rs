@@ -13,7 +13,7 @@ mod joining;
 mod repairs;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -39,6 +39,7 @@ use self::{
 use super::{
     Upstream, frame,
     metrics::{ChannelMetrics, Channels, EdgeMetrics},
+    private::{FromPrivate, PrivateStreams},
     queue::{FeedRoom, Frame, FrameEvent, ShardQueue, StreamId, ToHub, ToShard},
     recent::{Recent, RecentFrame},
 };
@@ -58,6 +59,9 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// What a hub is made with.
 pub struct HubParts {
+    pub private: Arc<PrivateStreams>,
+    /// Channels whose streams never come by gossip.
+    pub private_channels: Arc<HashSet<String>>,
     pub upstream: Arc<dyn Upstream>,
     pub shards: Vec<Arc<ShardQueue>>,
     /// Where what is given out is kept for clients that come back.
@@ -70,6 +74,8 @@ pub struct HubParts {
 }
 
 pub struct Hub {
+    private: Arc<PrivateStreams>,
+    private_channels: Arc<HashSet<String>>,
     upstream: Arc<dyn Upstream>,
     shards: Vec<Arc<ShardQueue>>,
     recent: Arc<Recent>,
@@ -126,8 +132,20 @@ struct TopicState {
 
 impl Hub {
     pub fn new(parts: HubParts) -> Self {
-        let HubParts { upstream, shards, recent, feed_room, leave_after, join_timeout, metrics } = parts;
+        let HubParts {
+            private,
+            private_channels,
+            upstream,
+            shards,
+            recent,
+            feed_room,
+            leave_after,
+            join_timeout,
+            metrics,
+        } = parts;
         Self {
+            private,
+            private_channels,
             repairs: Repairs::new(upstream.servers(), feed_room),
             upstream,
             outgoing: shards.iter().map(|_| Vec::new()).collect(),
@@ -153,6 +171,7 @@ impl Hub {
     pub async fn run(
         mut self,
         mut batches: mpsc::Receiver<Arc<SignedBatch>>,
+        mut private: mpsc::Receiver<FromPrivate>,
         mut requests: mpsc::Receiver<ToHub>,
         stop: CancellationToken,
     ) {
@@ -180,9 +199,11 @@ impl Hub {
                         match request {
                             ToHub::Subscribe(subscribe) => self.subscribe(subscribe),
                             ToHub::Release { shard, streams } => self.release(shard, &streams),
+                            ToHub::Renew { streams, credential } => self.renew(&streams, &credential),
                         }
                     }
                 }
+                Some(said) = private.recv() => self.take_private(&said),
                 Some(answer) = self.questions.next() => self.answer(answer),
                 work = self.repairs.work(self.started, may_feed) => self.repair(work),
                 _ = tick.tick() => self.leave_idle(),
@@ -208,6 +229,32 @@ impl Hub {
                 self.note(key, now);
             }
         }
+    }
+
+    /// Takes what an ingest peer says on a private feed. As with gossip, what is missing is fetched.
+    fn take_private(&mut self, said: &FromPrivate) {
+        let now = self.now();
+        match said {
+            FromPrivate::Events(events) => {
+                for event in events {
+                    if self.is_private(&event.stream) {
+                        self.receive(event, Way::Gossip, now);
+                    }
+                }
+            }
+            FromPrivate::Heads(heads) => {
+                for (stream, head) in heads {
+                    if let (Some(key), Some(head)) = (self.names.get(stream).copied(), head) {
+                        self.streams[key].repair.claimed(*head, now);
+                        self.note(key, now);
+                    }
+                }
+            }
+        }
+    }
+
+    fn is_private(&self, stream: &StreamName) -> bool {
+        self.private_channels.contains(stream.channel())
     }
 
     fn receive(&mut self, event: &Event, way: Way, now: Moment) {
@@ -292,7 +339,9 @@ impl Hub {
     fn leave(&mut self, topic: &Topic) {
         if let Some(state) = self.topics.remove(topic) {
             self.repairs.leave(state.fetch);
-            self.upstream.leave(topic);
+            if !self.private_channels.contains(topic.channel()) {
+                self.upstream.leave(topic);
+            }
         }
     }
 
@@ -304,6 +353,9 @@ impl Hub {
         self.forget_repair(key);
         self.recent.forget(StreamId(key));
         let stream = self.streams.remove(key);
+        if self.is_private(&stream.name) {
+            self.private.leave(&stream.name);
+        }
         self.names.remove(&stream.name);
         if let Some(topic) = self.topics.get_mut(&stream.topic) {
             topic.streams -= 1;

@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use tickmesh_protocol::{
     Event, Position, Sequence, StreamName,
-    client::{LastSeen, Rejection, RequestId},
+    client::{Credential, LastSeen, Rejection, RequestId},
 };
 use tokio::sync::Notify;
 
@@ -43,6 +43,11 @@ pub enum ToHub {
         shard: usize,
         streams: Vec<StreamId>,
     },
+    /// A client has shown something newer for private streams that it has.
+    Renew {
+        streams: Vec<StreamName>,
+        credential: Arc<Credential>,
+    },
 }
 
 /// A subscribe request whose streams may be had.
@@ -53,6 +58,8 @@ pub struct Subscribe {
     pub ticket: Ticket,
     /// Without doubles.
     pub streams: Vec<StreamName>,
+    /// What the client has shown, for private streams among them.
+    pub credential: Option<Arc<Credential>>,
 }
 
 /// What of a request only its shard understands; it comes back with the confirmation.

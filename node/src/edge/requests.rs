@@ -8,8 +8,8 @@ use std::{
 use tickmesh_protocol::{
     Position, StreamName,
     client::{
-        ClientMessage, CloseCode, ControlMessage, ErrorCode, ProtocolError, Rejection, RequestId, ResumeFrom,
-        Secret,
+        ClientMessage, CloseCode, ControlMessage, Credential, ErrorCode, ProtocolError, Rejection, RequestId,
+        ResumeFrom, Secret,
     },
 };
 use tokio::{sync::mpsc::error::TrySendError, time::Instant};
@@ -19,9 +19,10 @@ use super::{
     connection::{CLOSE_TIMEOUT, expires_ms},
     queue::{Confirmation, ConnectionId, Grant, Resume, Subscribe, Ticket, ToHub},
     shard::Shard,
+    subscriptions::Members,
 };
 use crate::{
-    auth::{Credential, Identity, Refusal},
+    auth::{Identity, Refusal},
     lifecycle,
     ops::{lifecycle::Lifecycle, metrics::now_us},
 };
@@ -182,7 +183,9 @@ impl Shard {
         }
         let count = wanted.len();
         let ticket = Ticket { id, rejected, streams: count, bytes, resume };
-        let subscribe = Subscribe { shard: self.index, connection: connection_id, ticket, streams: wanted };
+        let credential = self.connections.get(key).and_then(|connection| connection.credential.clone());
+        let subscribe =
+            Subscribe { shard: self.index, connection: connection_id, ticket, streams: wanted, credential };
         match self.hub.try_send(ToHub::Subscribe(subscribe)) {
             Ok(()) => {
                 if let Some(connection) = self.connections.get_mut(key) {
@@ -367,10 +370,11 @@ impl Shard {
         connection.outstanding.bytes += bytes;
         let (connection, myself, authenticator) =
             (connection.id, self.myself.clone(), Arc::clone(&self.authenticator));
-        let credential = Credential::Token(token);
+        let credential = Arc::new(Credential::Token(token));
         tokio::task::spawn_local(async move {
             let checked = authenticator.authenticate(&credential).await;
             if let Some(shard) = myself.upgrade() {
+                let checked = checked.map(|identity| (identity, credential));
                 shard.borrow_mut().authenticated(connection, id, bytes, checked);
             }
         });
@@ -381,7 +385,7 @@ impl Shard {
         connection_id: ConnectionId,
         id: Option<RequestId>,
         bytes: usize,
-        checked: Result<Arc<Identity>, Refusal>,
+        checked: Result<(Arc<Identity>, Arc<Credential>), Refusal>,
     ) {
         let key = connection_id.key;
         let name = self.name_of(connection_id);
@@ -396,7 +400,9 @@ impl Shard {
         connection.outstanding.bytes -= bytes;
         let now = Instant::now();
         let answer = match checked {
-            Ok(identity) if connection.identity.as_ref().is_some_and(|known| known.user != identity.user) => {
+            Ok((identity, _))
+                if connection.identity.as_ref().is_some_and(|known| known.user != identity.user) =>
+            {
                 self.metrics.auth_rejected("another_user");
                 ControlMessage::Error {
                     id,
@@ -404,13 +410,13 @@ impl Shard {
                     message: "the token is another user's; open another connection for that one".into(),
                 }
             }
-            Ok(identity) if connection.place.sign_in(&identity.user).is_err() => ControlMessage::Error {
+            Ok((identity, _)) if connection.place.sign_in(&identity.user).is_err() => ControlMessage::Error {
                 id,
                 code: ErrorCode::RateLimited,
                 message: Crowded::User.words().into(),
             },
-            Ok(identity) => {
-                connection.set_identity(Arc::clone(&identity), now);
+            Ok((identity, credential)) => {
+                connection.set_identity(Arc::clone(&identity), credential, now);
                 let expires_at = expires_ms(&identity);
                 ControlMessage::Authenticated { id, user: identity.user.as_str().to_owned(), expires_at }
             }
@@ -424,9 +430,23 @@ impl Shard {
         self.say(key, &answer);
         if accepted {
             self.end_what_is_forbidden(key);
+            self.renew_private(key);
         }
         self.handle_deferred(key);
         self.flush(key, now);
+    }
+
+    /// Has ingest told of what a client has shown now for the private streams that it has.
+    fn renew_private(&self, key: usize) {
+        let private = |members: &Members| self.config.permissions.private.contains(members.name.channel());
+        let streams = self.subscriptions.of(key).filter(|(_, members)| private(members));
+        let streams: Vec<_> = streams.map(|(_, members)| members.name.clone()).collect();
+        let credential = self.connections.get(key).and_then(|connection| connection.credential.clone());
+        if let Some(credential) = credential.filter(|_| !streams.is_empty())
+            && self.hub.try_send(ToHub::Renew { streams, credential }).is_err()
+        {
+            tracing::warn!("the hub is busy: private streams end with the credentials they were asked with");
+        }
     }
 
     /// Ends one subscription of a client. Where its stream stood, if the client had it.

@@ -100,8 +100,8 @@ impl Core {
             }
             for stream in &source.streams {
                 self.sequencer.restore_stream(stream.name.clone(), stream.last, &stream.left);
+                self.store.history.restore(&stream.name, stream.last);
                 if !self.private.contains(stream.name.channel()) {
-                    self.store.history.restore(&stream.name, stream.last);
                     if let Some(retained) = &stream.retained {
                         let retain = self.policies.of(stream.name.channel()).retain;
                         self.store.retained.restore(&stream.name, stream.last, retained, retain);
@@ -226,10 +226,6 @@ impl Core {
         now: Moment,
     ) -> Result<(), Unsequenced> {
         let (sequence, previous) = self.sequencer.next(&made.stream, record.epoch, record.position)?;
-        if self.private.contains(made.stream.channel()) {
-            self.metrics.private.inc();
-            return Ok(());
-        }
         let at = Position { epoch: record.epoch, sequence };
         let signature = self.signer.sign(&made.stream, at, &made.data);
         self.metrics.signed.inc_by(u64::from(signature.is_some()));
@@ -244,7 +240,10 @@ impl Core {
         };
         self.store.history.keep(event.clone(), now);
         self.store.retained.keep(&event, self.policies.of(event.stream.channel()).retain);
-        if lane.warmth.replays(record.epoch) {
+        if self.private.contains(event.stream.channel()) {
+            // It goes to the edges of its user alone, from the history.
+            self.metrics.private.inc();
+        } else if lane.warmth.replays(record.epoch) {
             self.metrics.replayed.inc();
             self.replayed(lane.id, &event.stream, event.position(), now);
         } else if let Some(topic) = self.publisher.offer(lane.id, event, now) {

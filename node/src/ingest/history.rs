@@ -6,16 +6,19 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap, HashSet, VecDeque},
+    collections::{BTreeSet, BinaryHeap, HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use slab::Slab;
 use tickmesh_protocol::{
     Event, Moment, Position, StreamName, Topic,
     history::{After, StreamHistory},
 };
 use tokio::sync::Notify;
+
+use crate::ports::Followed;
 
 /// What an event costs beside its data and names.
 const EVENT_BYTES: usize = 96;
@@ -43,6 +46,27 @@ struct Ring {
     topics: Vec<TopicStreams>,
     /// Topics with something new that their feeds have not been told.
     changed: HashSet<usize>,
+    /// Who follows streams one by one.
+    followers: Slab<Follower>,
+    /// Followers with something new that they have not been told.
+    followed: BTreeSet<usize>,
+}
+
+/// A reader of many streams, most of them quiet.
+#[derive(Debug, Default)]
+struct Follower {
+    streams: HashMap<usize, Following>,
+    /// Streams with something new: of those whose events it gets, and of the others.
+    pushed: BTreeSet<usize>,
+    told: BTreeSet<usize>,
+    notify: Arc<Notify>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Following {
+    push: bool,
+    /// What it has been given.
+    at: Option<Position>,
 }
 
 #[derive(Debug)]
@@ -50,6 +74,7 @@ struct Stream {
     name: StreamName,
     topic: usize,
     history: StreamHistory,
+    followers: Vec<usize>,
 }
 
 #[derive(Debug, Default)]
@@ -79,6 +104,8 @@ impl History {
             topic_names: HashMap::new(),
             topics: Vec::new(),
             changed: HashSet::new(),
+            followers: Slab::new(),
+            followed: BTreeSet::new(),
         }))
     }
 
@@ -106,6 +133,73 @@ impl History {
         for topic in ring.changed.drain() {
             ring.topics[topic].notify.notify_waiters();
         }
+        for id in std::mem::take(&mut ring.followed) {
+            if let Some(follower) = ring.followers.get(id) {
+                follower.notify.notify_one();
+            }
+        }
+    }
+
+    /// A new follower: its id, and what it is notified by.
+    pub(super) fn begin_following(&self) -> (usize, Arc<Notify>) {
+        let mut ring = self.ring();
+        let follower = Follower::default();
+        let notify = Arc::clone(&follower.notify);
+        (ring.followers.insert(follower), notify)
+    }
+
+    pub(super) fn end_following(&self, id: usize) {
+        let mut ring = self.ring();
+        let Some(follower) = ring.followers.try_remove(id) else { return };
+        for at in follower.streams.into_keys() {
+            ring.streams[at].followers.retain(|follower| *follower != id);
+        }
+    }
+
+    /// Follows a stream from where it stands.
+    pub(super) fn follow(&self, id: usize, name: &StreamName, push: bool) -> Option<Position> {
+        let mut ring = self.ring();
+        let at = ring.stream(name);
+        let head = ring.streams[at].history.head();
+        let ring = &mut *ring;
+        let Some(follower) = ring.followers.get_mut(id) else { return head };
+        if follower.streams.insert(at, Following { push, at: head }).is_none() {
+            ring.streams[at].followers.push(id);
+        }
+        follower.pushed.remove(&at);
+        follower.told.remove(&at);
+        head
+    }
+
+    pub(super) fn unfollow(&self, id: usize, name: &StreamName) {
+        let mut ring = self.ring();
+        let ring = &mut *ring;
+        let (Some(at), Some(follower)) = (ring.names.get(name).copied(), ring.followers.get_mut(id)) else {
+            return;
+        };
+        follower.streams.remove(&at);
+        follower.pushed.remove(&at);
+        follower.told.remove(&at);
+        ring.streams[at].followers.retain(|follower| *follower != id);
+    }
+
+    /// What has come about for a follower, of about so many bytes.
+    pub(super) fn take_followed(&self, id: usize, bytes: usize) -> Followed {
+        self.ring().take_followed(id, bytes)
+    }
+
+    /// Where streams stand that a follower is not given the events of, if they have changed.
+    pub(super) fn take_heads(&self, id: usize, most: usize) -> Vec<(StreamName, Option<Position>)> {
+        let mut ring = self.ring();
+        let Ring { followers, streams, .. } = &mut *ring;
+        let Some(follower) = followers.get_mut(id) else { return Vec::new() };
+        let mut heads = Vec::new();
+        while heads.len() < most
+            && let Some(at) = follower.told.pop_first()
+        {
+            heads.push((streams[at].name.clone(), streams[at].history.head()));
+        }
+        heads
     }
 
     /// Tells the feeds of a topic to look again.
@@ -152,7 +246,12 @@ impl Ring {
         }
         let at = self.streams.len();
         let topic = self.topic(&Topic::spanning(name));
-        self.streams.push(Stream { name: name.clone(), topic, history: StreamHistory::default() });
+        self.streams.push(Stream {
+            name: name.clone(),
+            topic,
+            history: StreamHistory::default(),
+            followers: Vec::new(),
+        });
         self.names.insert(name.clone(), at);
         self.topics[topic].streams.push(at);
         at
@@ -171,6 +270,15 @@ impl Ring {
     fn keep(&mut self, event: Event, now: Moment) {
         let at = self.stream(&event.stream);
         self.changed.insert(self.streams[at].topic);
+        for id in &self.streams[at].followers {
+            let Some(follower) = self.followers.get_mut(*id) else { continue };
+            if follower.streams.get(&at).is_some_and(|following| following.push) {
+                follower.pushed.insert(at);
+                self.followed.insert(*id);
+            } else {
+                follower.told.insert(at);
+            }
+        }
         self.bytes += cost(&event);
         self.arrived += 1;
         self.order.push_back((now, at));
@@ -185,6 +293,40 @@ impl Ring {
                 self.bytes -= cost(&event);
             }
         }
+    }
+
+    fn take_followed(&mut self, id: usize, bytes: usize) -> Followed {
+        let mut followed = Followed::default();
+        let Some(follower) = self.followers.get_mut(id) else { return followed };
+        let mut size = 0;
+        while size < bytes
+            && followed.events.len() < MAX_PAGE_EVENTS
+            && let Some(at) = follower.pushed.first().copied()
+        {
+            let (stream, Some(following)) = (&self.streams[at], follower.streams.get_mut(&at)) else {
+                follower.pushed.pop_first();
+                continue;
+            };
+            if !matches!(stream.history.after(following.at), After::All { .. }) {
+                // It is told where the stream stands, and fetches what it has missed.
+                following.at = stream.history.head();
+                followed.heads.push((stream.name.clone(), following.at));
+            }
+            let mut more = false;
+            for event in stream.history.events_after(following.at) {
+                more = size >= bytes || followed.events.len() == MAX_PAGE_EVENTS;
+                if more {
+                    break;
+                }
+                size += cost(event);
+                following.at = Some(event.position());
+                followed.events.push(event.clone());
+            }
+            if !more {
+                follower.pushed.pop_first();
+            }
+        }
+        followed
     }
 
     fn page(&self, wanted: &[(StreamName, Option<Position>)], bytes: usize) -> Page {
@@ -327,6 +469,51 @@ mod tests {
             After::From(at(1, 7)),
             "an epoch nobody knows"
         );
+    }
+
+    #[test]
+    fn a_follower_is_given_what_comes_after_where_it_began_and_each_event_once() {
+        let history = history(1 << 20, &[("orders.a", 1, 1), ("orders.b", 1, 2)]);
+        let (id, _) = history.begin_following();
+        assert_eq!(history.follow(id, &name("orders.a"), true), Some(at(1, 1)));
+        assert_eq!(history.follow(id, &name("orders.b"), false), Some(at(1, 2)));
+        assert_eq!(history.follow(id, &name("orders.c"), true), None);
+        let keep = |stream: &str, sequence: u64| {
+            let previous = Previous::Unknown { read_from: Sequence::ZERO };
+            history.keep(
+                Event {
+                    stream: name(stream),
+                    epoch: Epoch::from_u64(1),
+                    sequence: Sequence::new(sequence).unwrap(),
+                    previous,
+                    engine_time_us: 0,
+                    data: "1".into(),
+                    signature: None,
+                },
+                seconds(0),
+            );
+        };
+        let taken = |bytes| {
+            let followed = history.take_followed(id, bytes);
+            let events = followed.events.iter();
+            events.map(|event| (event.stream.to_string(), event.sequence.get())).collect::<Vec<_>>()
+        };
+        for (sequence, stream) in (3..).zip(["orders.a", "orders.b", "orders.c", "orders.a", "orders.d"]) {
+            keep(stream, sequence);
+        }
+        assert_eq!(taken(1), [("orders.a".to_owned(), 3)], "in portions");
+        assert_eq!(taken(1000), [("orders.a".to_owned(), 6), ("orders.c".to_owned(), 5)]);
+        assert_eq!(taken(1000), []);
+        assert_eq!(history.take_heads(id, 10), [(name("orders.b"), Some(at(1, 4)))]);
+        assert_eq!(history.take_heads(id, 10), []);
+        assert_eq!(history.follow(id, &name("orders.b"), true), Some(at(1, 4)));
+        history.unfollow(id, &name("orders.a"));
+        keep("orders.a", 8);
+        keep("orders.b", 9);
+        assert_eq!(taken(1000), [("orders.b".to_owned(), 9)]);
+        history.end_following(id);
+        keep("orders.b", 10);
+        assert_eq!(taken(1000), []);
     }
 
     #[test]

@@ -12,7 +12,7 @@
 //! The events are those that were made when the log was read live, since both go through the same [`Transform`] and the
 //! same [`Sequencer`], but for `previous`: of the first event of a stream in a chunk it is unknown what came before the
 //! chunk, so it says [`Previous::Unknown`](tickmesh_protocol::Previous::Unknown) with the beginning of the chunk. Who
-//! reads chunk after chunk knows better. Events of private channels are not given out.
+//! reads chunk after chunk knows better.
 //!
 //! A stream that moved to another partition and back is in both; which of its epochs count is not known here.
 

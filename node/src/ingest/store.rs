@@ -20,7 +20,7 @@ use tickmesh_protocol::{
     feed::{FeedEnd, Status},
     history::{self, Found, Look, linked_to},
 };
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::{
     history::History,
@@ -28,7 +28,9 @@ use super::{
     retained::RetainedStreams,
 };
 use crate::{
-    ports::{CursorStream, FeedCursor, FeedStep, FeedStore, PAGE_BYTES, Refusal, Snapshots},
+    ports::{
+        CursorStream, FeedCursor, FeedStep, FeedStore, Follow, Followed, PAGE_BYTES, Refusal, Snapshots,
+    },
     signing::Signer,
     source::ReadError,
 };
@@ -124,7 +126,6 @@ impl Store {
     }
 
     fn next(self: &Arc<Self>, cursor: &mut FeedCursor) -> Result<FeedStep, Refusal> {
-        self.refuse_private(&cursor.topic)?;
         if cursor.all {
             for name in self.history.streams(&cursor.topic) {
                 if cursor.streams.iter().all(|stream| stream.name != name) {
@@ -205,16 +206,8 @@ impl Store {
         }
     }
 
-    fn refuse_private(&self, topic: &Topic) -> Result<(), Refusal> {
-        if self.private.contains(topic.channel()) {
-            return Err(Refusal("the channel is private".into()));
-        }
-        Ok(())
-    }
-
     /// With [`PAGE_BYTES`] at most before the last one, which is at most as large as an event may be, they fit one batch.
     fn snapshots(&self, topic: &Topic, streams: &[StreamName]) -> Result<Snapshots, Refusal> {
-        self.refuse_private(topic)?;
         if !self.is_warm() {
             return Err(not_warm());
         }
@@ -373,6 +366,15 @@ impl FeedStore for Feeds {
         Box::pin(notified)
     }
 
+    fn is_private(&self, topic: &Topic) -> bool {
+        self.0.private.contains(topic.channel())
+    }
+
+    fn follow(&self) -> Option<Box<dyn Follow>> {
+        let (id, notify) = self.0.is_warm().then(|| self.0.history.begin_following())?;
+        Some(Box::new(Follower { store: Arc::clone(&self.0), id, notify }))
+    }
+
     fn status(&self) -> watch::Receiver<Status> {
         self.0.status.subscribe()
     }
@@ -386,5 +388,45 @@ impl FeedStore for Feeds {
         let state = state.source(source).map(|source: &SourceState| State { sources: vec![source.clone()] });
         let bytes = state.and_then(|state| encode_state(&state).ok()).map(Bytes::from);
         Box::pin(std::future::ready(bytes))
+    }
+}
+
+/// Follows private streams; what is kept for it is in the history.
+struct Follower {
+    store: Arc<Store>,
+    id: usize,
+    notify: Arc<Notify>,
+}
+
+impl Follow for Follower {
+    fn add(&mut self, stream: &StreamName, push: bool) -> Option<Position> {
+        self.store.history.follow(self.id, stream, push)
+    }
+
+    fn remove(&mut self, stream: &StreamName) {
+        self.store.history.unfollow(self.id, stream);
+    }
+
+    fn next(&mut self) -> BoxFuture<'_, Followed> {
+        Box::pin(async move {
+            loop {
+                let followed = self.store.history.take_followed(self.id, PAGE_BYTES);
+                if !followed.events.is_empty() || !followed.heads.is_empty() {
+                    return followed;
+                }
+                // It keeps one notification that comes before this.
+                self.notify.notified().await;
+            }
+        })
+    }
+
+    fn heads(&mut self, most: usize) -> Vec<(StreamName, Option<Position>)> {
+        self.store.history.take_heads(self.id, most)
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.store.history.end_following(self.id);
     }
 }

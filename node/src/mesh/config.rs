@@ -22,6 +22,8 @@ pub struct Config {
     pub network_key_file: PathBuf,
     /// Who may make market data. `None`: this node believes only itself.
     pub publishers: Option<Vec<PublisherKey>>,
+    /// Edges that may ask this node for private events; its own may always.
+    pub edges: Vec<PublisherKey>,
     /// Not read from a file.
     pub feeds: feeds::Settings,
 }
@@ -44,22 +46,27 @@ impl Config {
                 "write /ip4/ADDRESS/tcp/PORT, /dns4/NAME/tcp/PORT or /dnsaddr/NAME, with /p2p/PEER if known";
             section.fault("bootstrap", format!("{address}: {reason}"));
         }
-        let publishers = section.parsed_list::<PublisherId>("publishers");
-        if let Some(ids) = &publishers {
-            let mut seen = HashSet::new();
-            if ids.iter().any(|id| !seen.insert(id.0)) {
-                section.fault("publishers", "names a peer twice");
-            }
-        }
+        let publishers = peers(section, "publishers");
+        let edges = peers(section, "edges").unwrap_or_default();
         Self {
             listen,
             bootstrap,
             key_file: section.or("key_file", "node.key".into()),
             network_key_file: section.or("network_key_file", "network.psk".into()),
-            publishers: publishers.map(|ids| ids.into_iter().map(|id| id.0).collect()),
+            publishers,
+            edges,
             feeds: feeds::Settings::default(),
         }
     }
+}
+
+fn peers(section: &mut Section, key: &'static str) -> Option<Vec<PublisherKey>> {
+    let ids = section.parsed_list::<PublisherId>(key)?;
+    let mut seen = HashSet::new();
+    if ids.iter().any(|id| !seen.insert(id.0)) {
+        section.fault(key, "names a peer twice");
+    }
+    Some(ids.into_iter().map(|id| id.0).collect())
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -105,11 +112,12 @@ mod tests {
         let publisher = Identity::generate().unwrap();
         let id = publisher.peer_id();
         let (config, faults) = read(&format!(
-            "listen = ['/ip6/::/tcp/7000']\npublishers = ['{id}']\n\
+            "listen = ['/ip6/::/tcp/7000']\npublishers = ['{id}']\nedges = ['{id}']\n\
              bootstrap = ['/dnsaddr/mesh.example.com', '/dns4/a/tcp/1/p2p/{id}', '/ip4/127.0.0.1/tcp/1']"
         ));
         assert_eq!(faults, Vec::<String>::new());
         assert_eq!(config.publishers, Some(vec![publisher.publisher()]));
+        assert_eq!(config.edges, [publisher.publisher()]);
         assert_eq!(config.bootstrap.len(), 3);
     }
 
@@ -118,10 +126,10 @@ mod tests {
         let id = Identity::generate().unwrap().peer_id();
         let (_, faults) = read(&format!(
             "listen = ['/ip4/1.2.3.4/udp/1', 'x', '/dns4/a/tcp/1']\nbootstrap = ['/ip4/1.2.3.4', '/tcp/1']\n\
-             publishers = ['{id}', '{id}', 'QmcgpsyWgH8Y8ajJz1Cu72KnS5uo2Aa2LpzU7kinSupNKC']\nkey_file = 7\nwrong = 1"
+             publishers = ['{id}', '{id}', 'QmcgpsyWgH8Y8ajJz1Cu72KnS5uo2Aa2LpzU7kinSupNKC']\nedges = ['x']\nkey_file = 7\nwrong = 1"
         ));
         let count = |key: &str| faults.iter().filter(|fault| *fault == key).count();
         assert_eq!((count("listen"), count("bootstrap"), count("publishers")), (3, 2, 2), "{faults:?}");
-        assert_eq!((count("key_file"), count("wrong")), (1, 1), "{faults:?}");
+        assert_eq!((count("edges"), count("key_file"), count("wrong")), (1, 1, 1), "{faults:?}");
     }
 }

@@ -8,6 +8,7 @@
 //! | `server` | who is served: at most so many feeds, in turn |
 //! | `serving` | one feed being served |
 //! | `client` | asking: [`FeedReader`] |
+//! | `private` | private streams, both sides: [`PrivateFeed`] |
 //! | `statuses` | what publishers say of themselves, for ingest |
 //!
 //! The swarm's task only opens and takes streams. Reading, verifying, preparing and writing pages is done in tasks of
@@ -15,6 +16,7 @@
 //! most; they are written as fast as the reader reads, and a reader that takes nothing for a while is cut off.
 
 mod client;
+mod private;
 mod server;
 mod serving;
 mod statuses;
@@ -28,6 +30,8 @@ use tickmesh_protocol::PublisherKey;
 
 pub(super) use client::{ClientParts, FeedClient};
 pub use client::{FeedError, FeedReader};
+pub(super) use private::Gate;
+pub use private::{PrivateAccess, PrivateFeed};
 pub(super) use server::Server;
 pub(super) use statuses::{Statuses, exchange};
 pub(super) use streams::{FeedStreams, Incoming, Open};

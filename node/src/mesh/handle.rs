@@ -15,7 +15,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::{
     behaviour::MAX_TOPICS,
-    feeds::{FeedClient, FeedError, FeedReader, LivePublishers},
+    feeds::{FeedClient, FeedError, FeedReader, LivePublishers, PrivateFeed},
     heads::{HeadError, TIMEOUT},
 };
 
@@ -96,6 +96,14 @@ impl MeshHandle {
     /// If the publisher is not configured, not connected or serves no feeds.
     pub async fn feed(&self, publisher: PublisherKey, request: FeedRequest) -> Result<FeedReader, FeedError> {
         self.feeds.feed(publisher, request).await
+    }
+
+    /// Asks a publisher, which may be this node, for a private feed.
+    ///
+    /// # Errors
+    /// If the publisher is not configured, not connected or serves no feeds. What it refuses is told by the feed.
+    pub async fn private(&self, publisher: PublisherKey) -> Result<PrivateFeed, FeedError> {
+        self.feeds.private(publisher).await
     }
 
     /// Who can be asked for feeds, now and whenever that changes.

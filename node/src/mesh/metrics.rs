@@ -108,6 +108,9 @@ pub(super) struct FeedMetrics {
     pub(super) pages_received: IntCounter,
     bytes_served: IntCounter,
     bytes_received: IntCounter,
+    pub(super) private_served: IntCounter,
+    pub(super) private_received: IntCounter,
+    pub(super) private_denied: IntCounter,
 }
 
 /// How a feed that was served ended.
@@ -146,6 +149,11 @@ impl FeedMetrics {
         let open = registry.gauges("feeds_open", "Feeds that are open, by direction.", direction);
         let pages = registry.counters("feed_pages_total", "Pages of feeds, by direction.", direction);
         let bytes = registry.counters("feed_bytes_total", "Bytes of feeds, by direction.", direction);
+        let private = registry.counters(
+            "private_events_total",
+            "Events of private streams that went from an ingest peer to an edge, by direction.",
+            direction,
+        );
         Self {
             requests: registry.counters(
                 "feed_requests_total",
@@ -163,6 +171,12 @@ impl FeedMetrics {
             pages_received: pages.with_label_values(&["received"]),
             bytes_served: bytes.with_label_values(&["served"]),
             bytes_received: bytes.with_label_values(&["received"]),
+            private_served: private.with_label_values(&["served"]),
+            private_received: private.with_label_values(&["received"]),
+            private_denied: registry.counter(
+                "private_denied_total",
+                "Requests of edges for private streams without what their users must show.",
+            ),
         }
     }
 

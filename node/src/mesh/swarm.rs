@@ -33,7 +33,8 @@ use super::{
     behaviour::{Behaviour, BehaviourEvent, IDLE_TIMEOUT},
     dialing::{Dialer, TargetId},
     feeds::{
-        ClientParts, FeedClient, FeedStreams, Incoming, LivePublishers, Open, Server, Statuses, exchange,
+        ClientParts, FeedClient, FeedStreams, Gate, Incoming, LivePublishers, Open, Server, Statuses,
+        exchange,
     },
     handle::{MeshHandle, NewQuestion, PUBLISH_QUEUE, QUESTION_QUEUE, Wanted},
     heads::{Held, QuestionId, Questions, Subscriptions},
@@ -248,8 +249,13 @@ impl Node {
         let believed = Arc::new(believed);
         let metrics = Arc::new(metrics);
         let (tasks, settings) = (&self.feed_tasks, config.feeds);
+        // A node's own edge is as good as a listed one.
+        let edges: HashSet<_> =
+            config.edges.iter().filter_map(peer_of).chain([*self.swarm.local_peer_id()]).collect();
         let local = self.ports.feeds.clone().map(|store| {
-            Server::new(store, settings, believed.clone(), metrics.clone(), tasks.clone(), stop.clone())
+            let gate = self.ports.private.clone().map(|access| Gate { access, edges: edges.clone() });
+            let (metrics, tasks) = (metrics.clone(), tasks.clone());
+            Server::new(store, settings, believed.clone(), gate, metrics, tasks, stop.clone())
         });
         if let (Some(server), Some(incoming)) = (&local, incoming) {
             tasks.spawn(server.clone().run(incoming));

@@ -23,15 +23,15 @@ use super::support::{Client, Edge, config, wait_until, within};
 const SECRET: &[u8] = b"a secret of thirty-two bytes or so";
 const API_KEY: &str = "tk_live_0123456789";
 
-struct Guarded {
-    edge: Edge,
+pub struct Guarded {
+    pub edge: Edge,
     keys: PathBuf,
     _folder: TempDir,
     _stop: DropGuard,
 }
 
 /// An edge on which `ticker.*` is for everybody, and everything else for who signs in.
-async fn edge(change: impl FnOnce(&mut Config)) -> Guarded {
+pub async fn edge(change: impl FnOnce(&mut Config)) -> Guarded {
     let folder = tempfile::tempdir().unwrap();
     let keys = folder.path().join("keys.toml");
     let entry = format!("[[key]]\nid = \"bot\"\nhash = {:?}\nuser = \"bob\"\n", hash_of(API_KEY));
@@ -50,14 +50,14 @@ async fn edge(change: impl FnOnce(&mut Config)) -> Guarded {
     Guarded { edge, keys, _folder: folder, _stop: stop.drop_guard() }
 }
 
-fn token(user: &str, lives: i64, more: Value) -> String {
+pub fn token(user: &str, lives: i64, more: Value) -> String {
     let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs() as i64;
     let mut claims = json!({"sub": user, "exp": now + lives});
     claims.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     jsonwebtoken::encode(&Header::default(), &claims, &EncodingKey::from_secret(SECRET)).unwrap()
 }
 
-async fn connect(edge: &Edge, path: &str, header: Option<(&'static str, &str)>) -> Client {
+pub async fn connect(edge: &Edge, path: &str, header: Option<(&'static str, &str)>) -> Client {
     let mut request = format!("ws://{}{path}", edge.address).into_client_request().unwrap();
     if let Some((name, value)) = header {
         request.headers_mut().insert(name, value.parse().unwrap());

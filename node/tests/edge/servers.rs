@@ -1,8 +1,9 @@
 //! Servers of feeds, played: all have the same log, each in its own manner.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use futures_util::{
@@ -12,10 +13,13 @@ use futures_util::{
 use tickmesh::edge::{Servers, Unavailable};
 use tickmesh_protocol::{
     Batch, Event, PublisherKey, SignedBatch, StreamName, Topic,
-    feed::{FeedEnd, FeedFrame},
+    feed::{Denial, FeedEnd, FeedFrame, PrivateChange},
     fetching::Ask,
 };
-use tokio::sync::watch;
+use tokio::{
+    sync::{mpsc, watch},
+    time::interval,
+};
 
 use super::support::signing_key;
 
@@ -40,6 +44,16 @@ pub struct Played {
     state: Mutex<State>,
     /// Whether pages are given out now.
     gate: watch::Sender<bool>,
+    private: Mutex<Private>,
+}
+
+/// What servers were told on private feeds.
+#[derive(Default)]
+struct Private {
+    feeds: HashMap<PublisherKey, mpsc::Sender<FeedFrame>>,
+    told: Vec<(PublisherKey, PrivateChange)>,
+    pushing: HashMap<PublisherKey, BTreeSet<StreamName>>,
+    denial: Option<Denial>,
 }
 
 #[derive(Default)]
@@ -58,6 +72,7 @@ impl Default for Played {
             connected: watch::Sender::new(Servers::from([(server(0), 0)])),
             state: Mutex::default(),
             gate: watch::Sender::new(true),
+            private: Mutex::default(),
         }
     }
 }
@@ -118,6 +133,105 @@ impl Played {
     pub fn open_feeds(&self) -> (usize, usize) {
         let state = self.state.lock().unwrap();
         (state.open, state.most_open)
+    }
+
+    /// All private streams are denied, or granted again.
+    pub fn deny_private(&self, denial: Option<Denial>) {
+        self.private.lock().unwrap().denial = denial;
+    }
+
+    /// What servers were told on private feeds, in order.
+    pub fn told(&self) -> Vec<(PublisherKey, PrivateChange)> {
+        self.private.lock().unwrap().told.clone()
+    }
+
+    /// Who pushes a stream.
+    pub fn pushers(&self, stream: &str) -> Vec<PublisherKey> {
+        let private = self.private.lock().unwrap();
+        let pushes =
+            private.pushing.iter().filter(|(_, streams)| streams.iter().any(|of| of.as_str() == stream));
+        pushes.map(|(server, _)| *server).collect()
+    }
+
+    /// Adds private events to the log, and pushes them where they are to be pushed. How many edges got them.
+    pub async fn push(&self, events: &[Event]) -> usize {
+        self.log(events);
+        let feeds: Vec<_> = {
+            let private = self.private.lock().unwrap();
+            let wants = |server: &PublisherKey| {
+                private.pushing.get(server).is_some_and(|streams| streams.contains(&events[0].stream))
+            };
+            private.feeds.iter().filter(|(server, _)| wants(server)).map(|(_, feed)| feed.clone()).collect()
+        };
+        for feed in &feeds {
+            feed.send(FeedFrame::Events(events.to_vec())).await.unwrap();
+        }
+        feeds.len()
+    }
+
+    /// A server's private feed ends, and with it what it pushed.
+    pub fn cut_private(&self, number: u8) {
+        let mut private = self.private.lock().unwrap();
+        private.feeds.remove(&server(number));
+        private.pushing.remove(&server(number));
+    }
+
+    /// A private feed: everything is granted, unless it is denied, and what is to be pushed is pushed by [`Self::push`].
+    pub fn private(
+        self: &Arc<Self>,
+        server: PublisherKey,
+        mut changes: mpsc::Receiver<PrivateChange>,
+    ) -> BoxStream<'static, Result<FeedFrame, Unavailable>> {
+        let (to_edge, frames) = mpsc::channel(1024);
+        self.private.lock().unwrap().feeds.insert(server, to_edge.clone());
+        let (played, to_edge) = (Arc::clone(self), to_edge.downgrade());
+        tokio::spawn(async move {
+            let mut signs = interval(Duration::from_millis(200));
+            loop {
+                let frame = tokio::select! {
+                    _ = signs.tick() => FeedFrame::Working,
+                    change = changes.recv() => match change {
+                        Some(change) => played.change(server, change),
+                        None => return,
+                    },
+                };
+                let Some(to_edge) = to_edge.upgrade() else { return };
+                let _ = to_edge.send(frame).await;
+            }
+        });
+        stream::unfold(frames, async |mut frames| Some((Ok(frames.recv().await?), frames))).boxed()
+    }
+
+    fn change(&self, server: PublisherKey, change: PrivateChange) -> FeedFrame {
+        let mut private = self.private.lock().unwrap();
+        private.told.push((server, change.clone()));
+        let (streams, push) = match change {
+            PrivateChange::Add { streams, .. } if private.denial.is_some() => {
+                return FeedFrame::Denied { streams, why: private.denial.unwrap() };
+            }
+            PrivateChange::Add { streams, push, .. } | PrivateChange::Push { streams, push } => {
+                (streams, push)
+            }
+            PrivateChange::Remove { streams } => {
+                let pushing = private.pushing.entry(server).or_default();
+                streams.iter().for_each(|stream| _ = pushing.remove(stream));
+                return FeedFrame::Working;
+            }
+        };
+        let pushing = private.pushing.entry(server).or_default();
+        for stream in &streams {
+            if push {
+                pushing.insert(stream.clone());
+            } else {
+                pushing.remove(stream);
+            }
+        }
+        let state = self.state.lock().unwrap();
+        let head = |stream: StreamName| {
+            let last = state.log.get(&stream).and_then(|log| log.values().next_back());
+            (stream, last.map(Event::position))
+        };
+        FeedFrame::Heads(streams.into_iter().map(head).collect())
     }
 
     pub fn serve(

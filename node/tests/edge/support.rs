@@ -24,8 +24,9 @@ use tickmesh::{
     },
 };
 use tickmesh_protocol::{
-    Batch, Epoch, Event, Position, Previous, Sequence, SignedBatch, SigningKey, StreamName, Topic,
-    feed::FeedFrame,
+    Batch, Epoch, Event, Position, Previous, PublisherKey, Sequence, SignedBatch, SigningKey, StreamName,
+    Topic,
+    feed::{FeedFrame, PrivateChange},
     fetching::Ask,
     head::{Head, HeadReply, HeadRequest},
 };
@@ -196,6 +197,14 @@ impl Upstream for Played {
     fn fetch(&self, topic: &Topic, ask: Ask) -> BoxStream<'static, Result<FeedFrame, Unavailable>> {
         assert!(ask.streams.iter().all(|(stream, _)| topic.carries(stream)));
         self.0.servers.serve(topic.clone(), ask)
+    }
+
+    fn private(
+        &self,
+        server: PublisherKey,
+        changes: mpsc::Receiver<PrivateChange>,
+    ) -> BoxStream<'static, Result<FeedFrame, Unavailable>> {
+        self.0.servers.private(server, changes)
     }
 }
 

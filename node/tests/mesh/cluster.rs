@@ -10,7 +10,10 @@ use std::{
 
 use bytes::Bytes;
 use tickmesh::{
-    mesh::{self, Config, Identity, MeshHandle, Multiaddr, NetworkKey, Ports, Role, feeds::Settings},
+    mesh::{
+        self, Config, Identity, MeshHandle, Multiaddr, NetworkKey, Ports, PrivateAccess, Role,
+        feeds::Settings,
+    },
     ops::{health::Health, metrics::Registry},
     ports::{FeedStore, IngestInput},
 };
@@ -55,12 +58,21 @@ pub struct Network {
     pub key: NetworkKey,
     pub publishers: Vec<Identity>,
     pub feeds: Settings,
+    /// Who may have private streams, and which edges may ask for them.
+    pub private: Option<PrivateAccess>,
+    pub edges: Vec<Identity>,
 }
 
 impl Network {
     pub fn new(publishers: usize) -> Self {
         let publishers = (0..publishers).map(|_| Identity::generate().unwrap()).collect();
-        Self { key: NetworkKey::generate().unwrap(), publishers, feeds: Settings::default() }
+        Self {
+            key: NetworkKey::generate().unwrap(),
+            publishers,
+            feeds: Settings::default(),
+            private: None,
+            edges: Vec::new(),
+        }
     }
 
     pub async fn publisher(&self, index: usize, bootstrap: &[Multiaddr]) -> Node {
@@ -105,11 +117,13 @@ impl Node {
             edge: Some(to_edge),
             ingest: publishes.then_some(to_ingest),
             feeds: publishes.then(|| store.clone() as Arc<dyn FeedStore>),
+            private: network.private.clone(),
         };
         let config = Config {
             listen: vec![listen.parse().unwrap()],
             bootstrap: bootstrap.to_vec(),
             publishers: Some(network.publishers.iter().map(Identity::publisher).collect()),
+            edges: network.edges.iter().map(Identity::publisher).collect(),
             feeds: network.feeds,
             ..Config::default()
         };

@@ -4,14 +4,16 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fmt::Write,
     sync::{
-        Mutex,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
 };
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use tickmesh::ports::{CursorStream, FeedCursor, FeedStep, FeedStore, PAGE_BYTES, Refusal, Snapshots};
+use tickmesh::ports::{
+    CursorStream, FeedCursor, FeedStep, FeedStore, Follow, Followed, PAGE_BYTES, Refusal, Snapshots,
+};
 use tickmesh_protocol::{
     Batch, Event, Position, Previous, Sequence, SignedBatch, SigningKey, StreamName, Topic,
     feed::{FeedEnd, Status},
@@ -22,8 +24,8 @@ use super::cluster::epoch;
 
 pub struct Store {
     key: SigningKey,
-    inner: Mutex<Inner>,
-    changed: Notify,
+    inner: Arc<Mutex<Inner>>,
+    changed: Arc<Notify>,
     pub status: watch::Sender<Status>,
     preparing: AtomicUsize,
     /// The most that prepared a page at the same time.
@@ -39,7 +41,6 @@ struct Inner {
     trimmed: HashSet<StreamName>,
     /// Topics whose log is being read: nothing to serve yet, and how: `next` waits, or gives nothing.
     reading: HashMap<Topic, bool>,
-    refused: HashMap<Topic, &'static str>,
     /// Parts of a log that are looked at before there is something to serve.
     scanning: HashMap<Topic, u64>,
     states: HashMap<String, Bytes>,
@@ -49,8 +50,8 @@ impl Store {
     pub fn new(key: SigningKey) -> Self {
         Self {
             key,
-            inner: Mutex::default(),
-            changed: Notify::new(),
+            inner: Arc::default(),
+            changed: Arc::default(),
             status: watch::Sender::default(),
             preparing: AtomicUsize::new(0),
             most_preparing: AtomicUsize::new(0),
@@ -112,10 +113,6 @@ impl Store {
     pub fn log_is_read(&self, topic: &Topic) {
         self.inner.lock().unwrap().reading.remove(topic);
         self.changed.notify_waiters();
-    }
-
-    pub fn refuse(&self, topic: &Topic, reason: &'static str) {
-        self.inner.lock().unwrap().refused.insert(topic.clone(), reason);
     }
 
     pub fn set_state(&self, source: &str, state: Bytes) {
@@ -185,7 +182,68 @@ impl Store {
     }
 }
 
+/// Private streams by how many of their events were given, and whether any are to be.
+struct Follower {
+    inner: Arc<Mutex<Inner>>,
+    changed: Arc<Notify>,
+    streams: BTreeMap<StreamName, (usize, bool)>,
+}
+
+impl Follow for Follower {
+    fn add(&mut self, stream: &StreamName, push: bool) -> Option<Position> {
+        let inner = self.inner.lock().unwrap();
+        let events = inner.streams.get(stream).map_or(&[][..], Vec::as_slice);
+        self.streams.insert(stream.clone(), (events.len(), push));
+        events.last().map(Event::position)
+    }
+
+    fn remove(&mut self, stream: &StreamName) {
+        self.streams.remove(stream);
+    }
+
+    fn next(&mut self) -> BoxFuture<'_, Followed> {
+        Box::pin(async {
+            loop {
+                let changed = Arc::clone(&self.changed).notified_owned();
+                let mut followed = Followed::default();
+                for (stream, (given, _)) in self.streams.iter_mut().filter(|(_, (_, push))| *push) {
+                    let inner = self.inner.lock().unwrap();
+                    let events = inner.streams.get(stream).map_or(&[][..], Vec::as_slice);
+                    followed.events.extend_from_slice(&events[*given..]);
+                    *given = events.len();
+                }
+                if !followed.events.is_empty() {
+                    return followed;
+                }
+                changed.await;
+            }
+        })
+    }
+
+    fn heads(&mut self, _: usize) -> Vec<(StreamName, Option<Position>)> {
+        let inner = self.inner.lock().unwrap();
+        let mut heads = Vec::new();
+        for (stream, (given, _)) in self.streams.iter_mut().filter(|(_, (_, push))| !push) {
+            let events = inner.streams.get(stream).map_or(&[][..], Vec::as_slice);
+            if events.len() > *given {
+                *given = events.len();
+                heads.push((stream.clone(), events.last().map(Event::position)));
+            }
+        }
+        heads
+    }
+}
+
 impl FeedStore for Store {
+    fn is_private(&self, topic: &Topic) -> bool {
+        topic.channel() == "orders"
+    }
+
+    fn follow(&self) -> Option<Box<dyn Follow>> {
+        let (inner, changed) = (Arc::clone(&self.inner), Arc::clone(&self.changed));
+        Some(Box::new(Follower { inner, changed, streams: BTreeMap::new() }))
+    }
+
     fn next<'a>(&'a self, cursor: &'a mut FeedCursor) -> BoxFuture<'a, Result<FeedStep, Refusal>> {
         Box::pin(async move {
             self.calls.fetch_add(1, Ordering::SeqCst);
@@ -197,9 +255,6 @@ impl FeedStore for Store {
                         *parts -= 1;
                         cursor.streams[0].scanned = Some(Sequence::new(1000 - *parts).unwrap());
                         return Ok(FeedStep::default());
-                    }
-                    if let Some(reason) = inner.refused.get(&cursor.topic) {
-                        return Err(Refusal((*reason).into()));
                     }
                     inner.reading.get(&cursor.topic).copied()
                 };
@@ -222,9 +277,6 @@ impl FeedStore for Store {
     /// What is retained is the last event.
     fn snapshots(&self, topic: &Topic, streams: &[StreamName]) -> Result<Snapshots, Refusal> {
         let inner = self.inner.lock().unwrap();
-        if let Some(reason) = inner.refused.get(topic) {
-            return Err(Refusal((*reason).into()));
-        }
         let (mut events, mut ends, mut bytes) = (Vec::new(), Vec::new(), 0);
         for stream in streams {
             if bytes >= PAGE_BYTES {

@@ -134,6 +134,33 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// What a client shows to say who it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Credential {
+    /// A JWT, or a token that the exchange's OAuth2 server knows.
+    Token(Secret),
+    ApiKey(Secret),
+}
+
+impl Credential {
+    pub fn token(text: &str) -> Self {
+        Self::Token(Secret::new(text))
+    }
+
+    pub fn api_key(text: &str) -> Self {
+        Self::ApiKey(Secret::new(text))
+    }
+
+    /// The text itself, for who checks it.
+    pub fn reveal(&self) -> &str {
+        let (Self::Token(secret) | Self::ApiKey(secret)) = self;
+        secret.reveal()
+    }
+}
+
+/// Longest credential that is looked at, in bytes. Tokens of identity providers with many groups have some kilobytes.
+pub const MAX_CREDENTIAL_BYTES: usize = 8 * 1024;
+
 /// Why a frame is no [`ClientMessage`]; answered with `error`, never a panic.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{message}")]

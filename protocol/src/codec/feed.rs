@@ -5,7 +5,10 @@ use std::collections::HashSet;
 use bincode::{BorrowDecode, Encode};
 use bytes::Bytes;
 
-use super::{CodecError, MAX_ENVELOPE_BYTES, check_size, decode, encode, position_of};
+use super::{
+    CodecError, MAX_ENVELOPE_BYTES, WireEvent, check_size, check_text, decode, encode, position_of,
+    private::{WireDenial, check_change_count, events_of, names, texts, wire_events},
+};
 use crate::{
     Position, SignedBatch, StreamName, Topic,
     batch::InvalidBatch,
@@ -30,6 +33,7 @@ enum WireRequest<'a> {
     Status,
     State { source: &'a str },
     Snapshots { topic: &'a str, streams: Vec<&'a str> },
+    Private,
 }
 
 #[derive(Clone, Copy, Encode, BorrowDecode)]
@@ -47,6 +51,9 @@ enum WireFrame<'a> {
     Refused { reason: &'a str },
     Working,
     Snapshots(&'a [u8]),
+    Heads(Vec<(&'a str, Option<WirePosition>)>),
+    Denied { streams: Vec<&'a str>, why: WireDenial },
+    Events(Vec<WireEvent<'a>>),
 }
 
 #[derive(Encode, BorrowDecode)]
@@ -96,10 +103,10 @@ pub fn encode_feed_request(request: &FeedRequest) -> Result<Vec<u8>, CodecError>
         },
         FeedRequest::Status => WireRequest::Status,
         FeedRequest::State { source } => WireRequest::State { source },
-        FeedRequest::Snapshots { streams, .. } => WireRequest::Snapshots {
-            topic: &topic,
-            streams: streams.iter().map(StreamName::as_str).collect(),
-        },
+        FeedRequest::Snapshots { streams, .. } => {
+            WireRequest::Snapshots { topic: &topic, streams: texts(streams) }
+        }
+        FeedRequest::Private => WireRequest::Private,
     })
 }
 
@@ -120,10 +127,10 @@ pub fn decode_feed_request(bytes: &[u8]) -> Result<FeedRequest, CodecError> {
         }
         WireRequest::Status => FeedRequest::Status,
         WireRequest::State { source } => FeedRequest::State { source: source.to_owned() },
-        WireRequest::Snapshots { topic, streams } => FeedRequest::Snapshots {
-            topic: topic.parse()?,
-            streams: streams.into_iter().map(str::parse).collect::<Result<_, _>>()?,
-        },
+        WireRequest::Snapshots { topic, streams } => {
+            FeedRequest::Snapshots { topic: topic.parse()?, streams: names(streams)? }
+        }
+        WireRequest::Private => FeedRequest::Private,
     };
     check_request(&request)?;
     Ok(request)
@@ -137,7 +144,7 @@ fn check_request(request: &FeedRequest) -> Result<(), CodecError> {
         FeedRequest::Topic { topic, after, .. } => {
             check_streams(topic, 0, after.iter().map(|(stream, _)| stream))
         }
-        FeedRequest::Status => Ok(()),
+        FeedRequest::Status | FeedRequest::Private => Ok(()),
         FeedRequest::State { source } => check_text("name of a source", source, MAX_SOURCE_NAME_BYTES),
         FeedRequest::Snapshots { topic, streams } => check_streams(topic, 1, streams.iter()),
     }
@@ -196,6 +203,16 @@ pub fn encode_feed_frame(frame: &FeedFrame) -> Result<Vec<u8>, CodecError> {
         }
         FeedFrame::Working => WireFrame::Working,
         FeedFrame::Snapshots(snapshots) => WireFrame::Snapshots(snapshots.envelope()),
+        FeedFrame::Heads(streams) => {
+            check_change_count(streams.len())?;
+            let heads = streams.iter().map(|(stream, at)| (stream.as_str(), at.map(WirePosition::from)));
+            WireFrame::Heads(heads.collect())
+        }
+        FeedFrame::Denied { streams, why } => {
+            check_change_count(streams.len())?;
+            WireFrame::Denied { streams: texts(streams), why: (*why).into() }
+        }
+        FeedFrame::Events(events) => WireFrame::Events(wire_events(events)?),
     })?;
     check_size(bytes.len(), MAX_FEED_FRAME_BYTES)?;
     Ok(bytes)
@@ -236,6 +253,15 @@ pub fn decode_feed_frame(bytes: &Bytes) -> Result<FeedFrame, InvalidBatch> {
         WireFrame::Snapshots(envelope) => {
             FeedFrame::Snapshots(SignedBatch::open_snapshots(bytes.slice_ref(envelope))?)
         }
+        WireFrame::Heads(streams) => {
+            check_change_count(streams.len())?;
+            FeedFrame::Heads(each(streams, |at| at.map(Position::try_from).transpose())?)
+        }
+        WireFrame::Denied { streams, why } => {
+            check_change_count(streams.len())?;
+            FeedFrame::Denied { streams: names(streams)?, why: why.into() }
+        }
+        WireFrame::Events(events) => FeedFrame::Events(events_of(bytes, &events)?),
     })
 }
 
@@ -290,8 +316,4 @@ fn check_status(status: &Status) -> Result<(), CodecError> {
         return Err(CodecError::SourceCount(status.sources.len()));
     }
     status.sources.iter().try_for_each(|of| check_text("name of a source", &of.name, MAX_SOURCE_NAME_BYTES))
-}
-
-fn check_text(what: &'static str, text: &str, limit: usize) -> Result<(), CodecError> {
-    if text.len() <= limit { Ok(()) } else { Err(CodecError::TextTooLong { what, bytes: text.len(), limit }) }
 }

@@ -1,21 +1,20 @@
 //! Subscribe requests: streams that nobody had are joined, and each request is confirmed when all of its streams are
 //! decided.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use tickmesh_protocol::{
     Position, StreamName, Topic,
-    client::{ErrorCode, Rejection},
+    client::{Credential, ErrorCode, Rejection},
+    feed::Denial,
     head::{Head, HeadReply, HeadRequest},
+    policy::ChannelPolicy,
     repair::Repair,
 };
-use tokio::time;
+use tokio::time::{self, timeout};
 
 use super::{Hub, MAX_STREAMS, MAX_TOPICS, Stream, TopicState};
-use crate::edge::{
-    Unavailable,
-    queue::{Confirmation, ConnectionId, Grant, StreamId, Subscribe, Ticket, ToShard},
-};
+use crate::edge::queue::{Confirmation, ConnectionId, Grant, StreamId, Subscribe, Ticket, ToShard};
 
 /// Most questions about heads in flight; each is one topic of one request.
 const MAX_QUESTIONS: usize = 4096;
@@ -34,12 +33,15 @@ pub struct Request {
 /// What the mesh said about where streams stand.
 pub struct Answer {
     streams: Vec<usize>,
-    reply: Result<HeadReply, Unavailable>,
+    reply: Result<HeadReply, Refusal>,
 }
+
+/// Why a stream cannot be had.
+type Refusal = (ErrorCode, Cow<'static, str>);
 
 impl Hub {
     pub(super) fn subscribe(&mut self, subscribe: Subscribe) {
-        let Subscribe { shard, connection, ticket, streams: names } = subscribe;
+        let Subscribe { shard, connection, ticket, streams: names, credential } = subscribe;
         let key = self.requests.vacant_key();
         let mut request =
             Request { shard, connection, ticket, streams: Vec::new(), undecided: 0, rejected: Vec::new() };
@@ -55,12 +57,18 @@ impl Hub {
             let stream = &mut self.streams[stream_key];
             stream.pins += 1;
             request.streams.push(stream_key);
-            if stream.repair.join() {
-                questions.entry(stream.topic.clone()).or_default().push(stream_key);
-            }
+            let joins = stream.repair.join();
             if !stream.repair.is_live() {
                 stream.waiters.push(key);
                 request.undecided += 1;
+            }
+            let topic = stream.topic.clone();
+            let credential = credential.as_ref().filter(|_| self.is_private(&name));
+            match credential.cloned() {
+                Some(credential) if joins => self.join_private(stream_key, &name, credential),
+                Some(credential) => self.private.renew(&name, credential),
+                None if joins => questions.entry(topic).or_default().push(stream_key),
+                None => {}
             }
             self.settle(stream_key);
         }
@@ -89,7 +97,9 @@ impl Hub {
                 return Err("this edge has joined as many topics as it can; ask another one");
             }
             None => {
-                self.upstream.join(&topic);
+                if !self.private_channels.contains(topic.channel()) {
+                    self.upstream.join(&topic);
+                }
                 self.topics.insert(topic.clone(), TopicState { streams: 1, ..TopicState::default() });
             }
         }
@@ -111,19 +121,46 @@ impl Hub {
         Ok(key)
     }
 
+    /// Has a private stream sent here; ingest checks what its user has shown.
+    fn join_private(&mut self, key: usize, name: &StreamName, credential: Arc<Credential>) {
+        let joined = timeout(self.join_timeout, self.private.want(name, credential));
+        self.questions.push(Box::pin(async move {
+            let reply = match joined.await {
+                Ok(Ok(Ok(head))) => Ok(HeadReply {
+                    heads: vec![head.map_or(Head::Empty, Head::At)],
+                    read: Vec::new(),
+                    left: Vec::new(),
+                    policy: ChannelPolicy::default(),
+                }),
+                Ok(Ok(Err(denial))) => Err(denied(denial)),
+                _ => Err(unavailable("no peer said in time where the stream stands")),
+            };
+            Answer { streams: vec![key], reply }
+        }));
+    }
+
+    /// A client has shown something newer.
+    pub(super) fn renew(&self, streams: &[StreamName], credential: &Arc<Credential>) {
+        for stream in streams.iter().filter(|stream| self.names.contains_key(*stream)) {
+            self.private.renew(stream, Arc::clone(credential));
+        }
+    }
+
     /// Asks where streams stand; a request has no more streams than a question may have.
     fn ask(&mut self, topic: Topic, streams: Vec<usize>) {
         if self.questions.len() >= MAX_QUESTIONS {
-            let reply = Err(Unavailable { reason: "too many streams are being joined".into() });
+            let reply = Err(unavailable("too many streams are being joined"));
             return self.answer(Answer { streams, reply });
         }
         let names = streams.iter().map(|key| self.streams[*key].name.clone()).collect();
         let heads = self.upstream.heads(HeadRequest { topic, streams: names });
         let heads = time::timeout(self.join_timeout, heads);
         self.questions.push(Box::pin(async move {
-            let reply = heads.await.unwrap_or_else(|_| {
-                Err(Unavailable { reason: "no peer said in time where the stream stands".into() })
-            });
+            let reply = match heads.await {
+                Ok(Ok(reply)) => Ok(reply),
+                Ok(Err(error)) => Err(unavailable(error.reason)),
+                Err(_) => Err(unavailable("no peer said in time where the stream stands")),
+            };
             Answer { streams, reply }
         }));
     }
@@ -132,8 +169,8 @@ impl Hub {
         let Answer { streams, reply } = answer;
         let HeadReply { heads, read, left, .. } = match reply {
             Ok(reply) if reply.heads.len() == streams.len() => reply,
-            Ok(_) => return self.unavailable(&streams, "a peer answered another question"),
-            Err(unavailable) => return self.unavailable(&streams, &unavailable.reason),
+            Ok(_) => return self.refused(&streams, &unavailable("a peer answered another question")),
+            Err(refusal) => return self.refused(&streams, &refusal),
         };
         // First the requests are confirmed where the streams stand, then come the events that were held.
         let now = self.now();
@@ -182,10 +219,12 @@ impl Hub {
         }
     }
 
-    fn unavailable(&mut self, streams: &[usize], reason: &str) {
+    fn refused(&mut self, streams: &[usize], (code, reason): &Refusal) {
         for key in streams {
-            tracing::warn!(stream = %self.streams[*key].name, reason, "stream cannot be joined");
-            self.decide(*key, Some((ErrorCode::Unavailable, reason)));
+            // Private ones are named after users, who are nobody's business.
+            let channel = self.streams[*key].name.channel();
+            tracing::warn!(channel, code = ?code, reason = &**reason, "stream cannot be joined");
+            self.decide(*key, Some((*code, reason)));
         }
     }
 
@@ -236,6 +275,21 @@ impl Hub {
             stream.by_shard[shard] -= 1;
             self.settle(*key);
         }
+    }
+}
+
+fn unavailable(reason: impl Into<Cow<'static, str>>) -> Refusal {
+    (ErrorCode::Unavailable, reason.into())
+}
+
+/// What a client is told when ingest does not grant its stream.
+fn denied(denial: Denial) -> Refusal {
+    match denial {
+        Denial::Forbidden => {
+            (ErrorCode::Forbidden, "the exchange does not grant it to these credentials".into())
+        }
+        Denial::Expired => (ErrorCode::TokenExpired, "the credentials have expired".into()),
+        Denial::Unavailable => unavailable("credentials cannot be checked at the moment"),
     }
 }
 

@@ -210,7 +210,7 @@ async fn the_events_are_those_of_the_log() {
     };
     assert!(!bench.log.log.read(TOPIC, ORDERS, 0, 1).await.unwrap().records.is_empty());
     let part = bench.rescan.read(private).await.unwrap();
-    assert!(part.is_empty() && part.next == 1, "private events are not given out");
+    assert!(!part.is_empty(), "private events as well: who may have them is asked before");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -44,7 +44,7 @@ impl Transforming {
             };
             while let Some(job) = waiting.blocking_recv() {
                 if let Some(transform) = transforms.get(job.source).filter(|_| !job.answer.is_closed()) {
-                    let events = events_of(transform, &private, &signer, job.epoch, job.start, &job.records);
+                    let events = events_of(transform, &signer, job.epoch, job.start, &job.records);
                     // Whoever asked may have gone.
                     let _ = job.answer.send(events);
                 }
@@ -72,7 +72,6 @@ impl Transforming {
 /// letter since then.
 fn events_of(
     transform: &Transform,
-    private: &HashSet<String>,
     signer: &Signer,
     epoch: Epoch,
     start: u64,
@@ -88,9 +87,6 @@ fn events_of(
             let Ok((sequence, previous)) = sequencer.next(&made.stream, epoch, record.position) else {
                 continue;
             };
-            if private.contains(made.stream.channel()) {
-                continue;
-            }
             let signature = signer.sign(&made.stream, Position { epoch, sequence }, &made.data);
             events.push(Event {
                 stream: made.stream,

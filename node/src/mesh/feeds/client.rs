@@ -22,7 +22,7 @@ use tokio::{
 use tokio_util::compat::TokioAsyncReadCompatExt;
 
 use super::{
-    LivePublishers, MAX_ASKED_FEEDS, MAX_LIVE_FEEDS, Open, Server, Settings,
+    LivePublishers, MAX_ASKED_FEEDS, MAX_LIVE_FEEDS, Open, PrivateFeed, Server, Settings,
     serving::kind,
     streams::OpenError,
     wire::{FrameReader, FrameWriter, Io},
@@ -153,6 +153,18 @@ impl FeedClient {
         }
     }
 
+    /// See [`crate::mesh::MeshHandle::private`].
+    pub(in crate::mesh) async fn private(&self, publisher: PublisherKey) -> Result<PrivateFeed, FeedError> {
+        let Publisher { peer, .. } =
+            self.publishers.get(&publisher).ok_or(FeedError::UnknownPublisher(publisher))?.clone();
+        let io = self.open_io(peer, publisher).await?;
+        PrivateFeed::begin(io, self.settings.idle, self.metrics.clone()).await
+    }
+
+    async fn open_io(&self, peer: PeerId, publisher: PublisherKey) -> Result<Box<dyn Io>, FeedError> {
+        if publisher == self.me { self.open_local() } else { self.open_stream(peer, publisher).await }
+    }
+
     async fn open(&self, publisher: PublisherKey, request: &FeedRequest) -> Result<FeedReader, FeedError> {
         let Publisher { peer, ranges, live } =
             self.publishers.get(&publisher).ok_or(FeedError::UnknownPublisher(publisher))?.clone();
@@ -162,8 +174,7 @@ impl FeedClient {
             // It is never closed.
             (Some(_), false) => ranges.acquire_owned().await.ok(),
         };
-        let io =
-            if publisher == self.me { self.open_local()? } else { self.open_stream(peer, publisher).await? };
+        let io = self.open_io(peer, publisher).await?;
         self.metrics.reading.inc();
         Ok(FeedReader {
             topic: request.topic().cloned(),

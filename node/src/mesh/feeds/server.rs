@@ -6,11 +6,16 @@ use std::{
 };
 
 use libp2p::PeerId;
-use tickmesh_protocol::PublisherKey;
+use tickmesh_protocol::{PublisherKey, feed::FeedRequest};
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Incoming, Settings, serving::Serving, wire::Io};
+use super::{
+    Incoming, Settings,
+    private::{Gate, Granted, PrivateAccess},
+    serving::Serving,
+    wire::Io,
+};
 use crate::{
     mesh::{identity::publisher_of, metrics::FeedMetrics},
     ports::FeedStore,
@@ -32,6 +37,9 @@ pub(in crate::mesh) struct Server {
     /// First come, first served; held while a page is prepared, never while it is written.
     pub(super) turns: Semaphore,
     publishers: Arc<HashSet<PublisherKey>>,
+    /// Nobody gets private streams without it.
+    gate: Option<Gate>,
+    pub(super) granted: Granted,
     places: Mutex<Places>,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -59,6 +67,7 @@ impl Server {
         store: Arc<dyn FeedStore>,
         settings: Settings,
         publishers: Arc<HashSet<PublisherKey>>,
+        gate: Option<Gate>,
         metrics: Arc<FeedMetrics>,
         tasks: TaskTracker,
         stop: CancellationToken,
@@ -69,6 +78,8 @@ impl Server {
             metrics,
             turns: Semaphore::new(TURNS),
             publishers,
+            gate,
+            granted: Granted::default(),
             places: Mutex::default(),
             tasks,
             stop,
@@ -88,6 +99,23 @@ impl Server {
         }
     }
 
+    /// What a peer must show for private streams; none if it may not ask for any.
+    pub(super) fn access_of(&self, peer: &PeerId) -> Option<&PrivateAccess> {
+        self.gate.as_ref().filter(|gate| gate.edges.contains(peer)).map(|gate| &gate.access)
+    }
+
+    /// Whether a peer may ask for this: of private streams only those that it was granted.
+    pub(super) fn may_ask(&self, peer: PeerId, request: &FeedRequest) -> bool {
+        let private = request.topic().is_some_and(|topic| self.store.is_private(topic));
+        match request {
+            _ if !private => true,
+            FeedRequest::Streams { after, live: false, .. } => {
+                self.granted.has_all(peer, after.iter().map(|(stream, _)| stream))
+            }
+            _ => false,
+        }
+    }
+
     /// Serves one stream of a peer in a task of its own.
     pub(super) fn accept(self: Arc<Self>, peer: PeerId, io: impl Io + 'static) {
         let is_publisher = publisher_of(&peer).is_some_and(|key| self.publishers.contains(&key));
@@ -102,7 +130,7 @@ impl Server {
             let server = &taken.server;
             let serving = Serving::new(server, io);
             let (kind, outcome) = match reason {
-                None => serving.run(is_publisher).await,
+                None => serving.run(peer, is_publisher).await,
                 Some(reason) => serving.refuse(reason).await,
             };
             tracing::debug!(%peer, kind, outcome = outcome.name(), "feed ended");

@@ -3,7 +3,10 @@
 use std::{collections::HashSet, future::Future, io, pin::pin, time::Duration};
 
 use bytes::Bytes;
-use libp2p::futures::{AsyncReadExt, io::ReadHalf, io::WriteHalf};
+use libp2p::{
+    PeerId,
+    futures::{AsyncReadExt, io::ReadHalf, io::WriteHalf},
+};
 use tickmesh_protocol::{
     StreamName, Topic,
     codec::{self, MAX_FEED_REQUEST_BYTES},
@@ -36,19 +39,20 @@ pub(super) fn kind(request: &FeedRequest) -> &'static str {
         FeedRequest::Status => "status",
         FeedRequest::State { .. } => "state",
         FeedRequest::Snapshots { .. } => "snapshots",
+        FeedRequest::Private => "private",
     }
 }
 
 /// A feed being served to one peer.
 pub(super) struct Serving<'a, T> {
-    server: &'a Server,
-    settings: &'a Settings,
-    read: ReadHalf<T>,
-    write: FrameWriter<WriteHalf<T>>,
+    pub(super) server: &'a Server,
+    pub(super) settings: &'a Settings,
+    pub(super) read: ReadHalf<T>,
+    pub(super) write: FrameWriter<WriteHalf<T>>,
 }
 
 /// A feed ended early.
-enum Ended {
+pub(super) enum Ended {
     /// Nothing more will be sent, for this reason, which the reader is told.
     Refused(String),
     /// Nothing more can be sent.
@@ -69,13 +73,16 @@ impl<'a, T: Io> Serving<'a, T> {
     }
 
     /// Reads the request, and then gives what it asks for. Returns what was asked for, and how it ended.
-    pub(super) async fn run(mut self, may_know_status: bool) -> (&'static str, FeedOutcome) {
+    pub(super) async fn run(mut self, peer: PeerId, may_know_status: bool) -> (&'static str, FeedOutcome) {
         let request = match self.request().await {
             Ok(request) => request,
             Err(outcome) => return ("unknown", outcome),
         };
         let kind = kind(&request);
         let ended = match request {
+            _ if !self.server.may_ask(peer, &request) => {
+                Err(Ended::Refused("the streams are private".into()))
+            }
             FeedRequest::Status | FeedRequest::State { .. } if !may_know_status => {
                 Err(Ended::Refused("only publishers are told".into()))
             }
@@ -92,6 +99,7 @@ impl<'a, T: Io> Serving<'a, T> {
             }
             FeedRequest::Status => self.status().await,
             FeedRequest::State { source } => self.state(&source).await,
+            FeedRequest::Private => self.private(peer).await,
             FeedRequest::Snapshots { topic, streams } => self.snapshots(&topic, streams).await,
         };
         (kind, self.end(ended).await)
@@ -307,10 +315,17 @@ impl<'a, T: Io> Serving<'a, T> {
     }
 
     async fn send(&mut self, frame: &FeedFrame) -> Result<(), Ended> {
+        self.put(frame)?;
+        Ok(self.write.flush().await?)
+    }
+
+    /// Puts a frame behind what is not written yet.
+    pub(super) fn put(&mut self, frame: &FeedFrame) -> Result<(), Ended> {
         match codec::encode_feed_frame(frame) {
             Ok(bytes) => {
                 self.server.metrics.served(frame, bytes.len());
-                Ok(self.write.send(&bytes).await?)
+                self.write.put(&bytes);
+                Ok(())
             }
             Err(error) => {
                 tracing::error!(%error, "a frame of a feed breaks a limit");
