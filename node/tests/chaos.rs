@@ -67,6 +67,7 @@ fn three_ingest_peers_lose_nothing() {
     rig.fault("ingest peers restarted in turn", faults::restart_ingest_in_turn);
     rig.fault("edge frozen until messages are dropped", faults::freeze_edge);
     rig.fault("edge restarted", faults::restart_edge);
+    rig.fault("edge killed, clients resume elsewhere", faults::kill_edges);
     rig.fault("clients join while the leader is killed", faults::join_while_leader_is_killed);
     rig.fault("broker killed", faults::kill_broker);
     if rig.form.long {

@@ -88,6 +88,15 @@ impl Checker {
         }
     }
 
+    /// The last sequence of a stream that is or was subscribed, if it has had any.
+    pub fn last(&self, stream: &str) -> Option<Option<u64>> {
+        match self.streams.get(stream)?.link {
+            Link::None => None,
+            Link::Start => Some(None),
+            Link::Joined(last) | Link::Last(last) => Some(Some(last)),
+        }
+    }
+
     pub fn take(&mut self, event: Event<'_>) {
         self.found.received += 1;
         let Some(stream) = self.streams.get_mut(event.stream) else {

@@ -24,6 +24,9 @@ const INGEST: &str = "[ingest]\nbatch = \"3ms\"\n";
 /// What waits for a client that is slow: these share two busy cores with everything else, and a backlog comes at once.
 const EDGE: &str = "[edge.queue]\nframes = 500000\nbytes = \"256MiB\"\n";
 
+/// What all peers check tokens with. Clients without one have the public streams.
+pub const SECRET: &str = "a secret of thirty-two bytes or so";
+
 /// What is read of `/metrics`: name here, metric, part of its labels.
 const COUNTED: [(&str, &str, &str); 11] = [
     ("published", "tickmesh_events_published_total", ""),
@@ -76,8 +79,11 @@ impl Cluster {
             .zip(&mesh_ports)
             .map(|(id, port)| format!("/ip4/127.0.0.1/tcp/{port}/p2p/{id}"))
             .collect();
+        let edges: Vec<String> = EDGES.iter().map(|(name, _)| network.key(name)).collect();
+        let auth = format!("[auth.jwt]\nsecret = {SECRET:?}\n");
+        // The first line still belongs to the section of the mesh.
         let source = format!(
-            "{INGEST}[[source]]\nname = \"engine\"\nkind = \"kafka\"\nbrokers = {brokers:?}\n\
+            "edges = {edges:?}\n{auth}{INGEST}[[source]]\nname = \"engine\"\nkind = \"kafka\"\nbrokers = {brokers:?}\n\
              topics = [{TOPIC:?}]\nstart = \"beginning\"\n"
         );
         let start = |name: &str, region, roles, ports, more: &str| {
@@ -92,9 +98,9 @@ impl Cluster {
             ingest.push(start(name, "eu-west", "[\"ingest\"]", Ports { edge: 0, mesh }, &source));
         }
         let mut edges = Vec::new();
+        let edge = format!("{auth}{EDGE}");
         for (name, region) in EDGES {
-            network.key(name);
-            edges.push(start(name, region, "[\"edge\"]", Ports { edge: port(), mesh: port() }, EDGE));
+            edges.push(start(name, region, "[\"edge\"]", Ports { edge: port(), mesh: port() }, &edge));
         }
         Self { ingest, edges, network }
     }

@@ -201,6 +201,28 @@ pub fn restart_edge(rig: &mut Rig) {
     }
 }
 
+/// The edge of clients that resume elsewhere, in another region, is killed, many times; their private streams go with them.
+pub fn kill_edges(rig: &mut Rig) {
+    rig.new_roamers();
+    rig.wait_subscribed();
+    let mut away = Vec::new();
+    for _ in 0..rig.form.kills {
+        rig.go_on(AFTERWARDS);
+        let edge = rig.edge_of_roamers().expect("a client that roams");
+        rig.expect_disconnects(edge);
+        let killed = Instant::now();
+        rig.cluster.edges[edge].kill();
+        rig.wait_resumed(edge);
+        away.push(killed.elapsed());
+        rig.catch_up_of_roamers();
+        rig.cluster.edges[edge].restart();
+        rig.wait_subscribed();
+        rig.catch_up();
+    }
+    rig.note(format!("until all had resumed {}", spread(away)));
+    rig.drop_clients();
+}
+
 /// Clients join while the leader is being killed.
 pub fn join_while_leader_is_killed(rig: &mut Rig) {
     for edge in 0..rig.cluster.edges.len() {

@@ -21,6 +21,12 @@ const VARIANTS: usize = 3;
 /// Streams with a topic each, for faults that need many messages rather than many events.
 const EXTRAS: usize = 32;
 
+/// Users with private streams.
+const USERS: usize = 3;
+
+/// How many records of all go to them: one in so many.
+const PRIVATE_SHARE: u64 = 20;
+
 /// Partitions of the log; each holds the streams of one key, and a part of the extras.
 pub const PARTITIONS: i32 = KEYS as i32;
 
@@ -40,6 +46,11 @@ pub fn extras() -> Vec<String> {
     (0..EXTRAS).map(|key| format!("ticker.extra{key}")).collect()
 }
 
+/// The private streams of the users, and who they are.
+pub fn private() -> Vec<(String, String)> {
+    (0..USERS).map(|user| (format!("orders.user{user}"), format!("user{user}"))).collect()
+}
+
 /// A thread that writes until it is dropped.
 pub struct Load {
     shared: Arc<Shared>,
@@ -55,6 +66,8 @@ struct Shared {
     usual: Vec<Written>,
     /// Of [`extras`].
     extra: Vec<Written>,
+    /// Of [`private`].
+    private: Vec<Written>,
 }
 
 struct Written {
@@ -79,7 +92,9 @@ impl Load {
         let (rate, extra_rate) = (AtomicU64::new(0), AtomicU64::new(0));
         let usual = written(streams(), VARIANTS);
         let extra = written(extras(), EXTRAS / KEYS);
-        let shared = Shared { rate, extra_rate, beat, stop: AtomicBool::new(false), usual, extra };
+        let private = written(private().into_iter().map(|(stream, _)| stream).collect(), 1);
+        let stop = AtomicBool::new(false);
+        let shared = Shared { rate, extra_rate, beat, stop, usual, extra, private };
         let shared = Arc::new(shared);
         let thread = thread::Builder::new().name("load".into());
         let theirs = shared.clone();
@@ -99,14 +114,14 @@ impl Load {
 
     /// Records written so far of each stream.
     pub fn written(&self) -> HashMap<String, u64> {
-        let all = self.shared.usual.iter().chain(&self.shared.extra);
+        let all = self.shared.all();
         all.map(|written| (written.stream.clone(), written.count.load(Ordering::Acquire))).collect()
     }
 
     /// Records written so far to each partition.
     pub fn partitions(&self) -> Vec<u64> {
         let mut counts = vec![0; KEYS];
-        for written in self.shared.usual.iter().chain(&self.shared.extra) {
+        for written in self.shared.all() {
             counts[written.partition as usize] += written.count.load(Ordering::Acquire);
         }
         counts
@@ -142,10 +157,17 @@ impl<'a> Pace<'a> {
 }
 
 impl Shared {
+    fn all(&self) -> impl Iterator<Item = &Written> {
+        self.usual.iter().chain(&self.extra).chain(&self.private)
+    }
+
     fn run(&self, producer: &KafkaProducer) {
         let (mut usual, mut extra) = (Pace::new(&self.usual), Pace::new(&self.extra));
+        let mut private = Pace::new(&self.private);
         while !self.stop.load(Ordering::Relaxed) {
-            usual.beat(self.rate.load(Ordering::Relaxed), producer);
+            let rate = self.rate.load(Ordering::Relaxed);
+            usual.beat(rate, producer);
+            private.beat(rate / PRIVATE_SHARE, producer);
             extra.beat(self.extra_rate.load(Ordering::Relaxed), producer);
             thread::sleep(self.beat);
         }

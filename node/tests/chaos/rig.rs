@@ -10,7 +10,7 @@ use tokio::runtime::{Builder, Runtime};
 use crate::{
     checker::Findings,
     cluster::{Cluster, Counts, cpu_seconds},
-    load::{Load, PARTITIONS, TOPIC, streams},
+    load::{Load, PARTITIONS, TOPIC, private, streams},
     report::{HEAD, Row},
     watcher::{Watcher, Watchers},
 };
@@ -135,13 +135,36 @@ impl Rig {
         let member = &self.cluster.edges[edge];
         self.clients_made += 1;
         let name = format!("client {} of {}", self.clients_made, member.name);
-        self.clients.push(self.watchers.follow(name, member.node.url(), streams));
+        self.clients.push(self.watchers.follow(name, vec![member.node.url()], "watcher", streams));
+    }
+
+    /// Connects a client for each user with private streams, which go from edge to edge.
+    pub fn new_roamers(&mut self) {
+        let urls: Vec<_> = self.cluster.edges.iter().map(|edge| edge.node.url()).collect();
+        for (stream, user) in private() {
+            let names = streams().into_iter().chain([stream]).collect();
+            let name = format!("roaming {user}");
+            self.clients.push(self.watchers.follow(name, urls.clone(), &user, names));
+        }
+    }
+
+    /// The edge at which the first of them is.
+    pub fn edge_of_roamers(&self) -> Option<usize> {
+        self.clients.iter().find(|client| client.roams()).map(Watcher::at)
     }
 
     /// Waits until the subscriptions of all clients are confirmed.
     pub fn wait_subscribed(&self) {
         for client in &self.clients {
             wait_until("a client is subscribed", || client.is_subscribed().then_some(()));
+        }
+    }
+
+    /// Waits until the clients that roam have left an edge and are subscribed at another.
+    pub fn wait_resumed(&self, left: usize) {
+        for client in self.clients.iter().filter(|client| client.roams()) {
+            let resumed = || client.at() != left && client.is_subscribed();
+            wait_until("a client has resumed", || resumed().then_some(()));
         }
     }
 
@@ -199,8 +222,18 @@ impl Rig {
 
     /// Waits until all clients have what was written so far; how much is missing if they do not get it.
     pub fn catch_up(&self) -> u64 {
+        self.catch_up_of(|_| true)
+    }
+
+    /// The same for those that roam alone.
+    pub fn catch_up_of_roamers(&self) -> u64 {
+        self.catch_up_of(Watcher::roams)
+    }
+
+    fn catch_up_of(&self, who: impl Fn(&Watcher) -> bool) -> u64 {
         let written = self.load.written();
-        let behind = || self.clients.iter().map(|client| client.behind(&written)).sum();
+        let of = || self.clients.iter().filter(|client| who(client));
+        let behind = || of().map(|client| client.behind(&written)).sum();
         let end = Instant::now() + PATIENCE;
         loop {
             let left = behind();
@@ -264,7 +297,9 @@ impl Rig {
         let earlier = before.connections.iter().copied().chain(std::iter::repeat(1));
         let disconnected = after.connections.iter().zip(earlier).zip(&self.clients);
         let disconnected = disconnected
-            .filter(|(_, client)| !restarted.iter().any(|edge| client.name.ends_with(edge)))
+            .filter(|(_, client)| {
+                !client.roams() && !restarted.iter().any(|edge| client.name.ends_with(edge))
+            })
             .map(|((now, before), _)| now.saturating_sub(before))
             .sum();
         let seconds = (after.at - before.at).as_secs_f64();

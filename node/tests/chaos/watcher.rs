@@ -1,16 +1,21 @@
-//! WebSocket clients that follow all streams, connect again when they have to, and check everything.
+//! WebSocket clients that follow all streams, connect again when they have to, and check everything. Most stay with their
+//! edge and begin anew; those that roam go to the next edge, where they resume: nothing may be missing or doubled between the
+//! last event of the one and the first of the other.
 
 use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use futures_util::{SinkExt, StreamExt};
-use tickmesh_protocol::client::{ClientMessage, ControlMessage, ServerMessage};
+use tickmesh_protocol::{
+    Epoch, Position, Sequence,
+    client::{ClientMessage, ControlMessage, ErrorCode, LastSeen, ResumeFrom, ServerMessage},
+};
 use tokio::{
     net::TcpStream,
     runtime::{Builder, Runtime},
@@ -19,11 +24,12 @@ use tokio::{
 };
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream, connect_async_with_config,
-    tungstenite::{Message, protocol::WebSocketConfig},
+    tungstenite::{Message, client::IntoClientRequest, protocol::WebSocketConfig},
 };
 
 use crate::{
     checker::{Checker, Event, Findings},
+    cluster::SECRET,
     pauses::Pauses,
 };
 
@@ -51,6 +57,11 @@ pub struct Watcher {
 }
 
 struct Shared {
+    /// Edges, of which it is at one.
+    urls: Vec<String>,
+    at: AtomicUsize,
+    /// Who it is.
+    token: String,
     /// The streams that it follows.
     names: Vec<String>,
     seen: Mutex<Seen>,
@@ -59,6 +70,7 @@ struct Shared {
 
 struct Seen {
     checker: Checker,
+    epochs: HashMap<String, Epoch>,
     pauses: Pauses,
     /// Streams confirmed on this connection.
     confirmed: usize,
@@ -70,15 +82,21 @@ impl Watchers {
         Self { runtime }
     }
 
-    /// A client of an edge, for as long as the watchers live.
-    pub fn follow(&self, name: String, url: String, names: Vec<String>) -> Watcher {
-        let seen = Seen { checker: Checker::new(&names), pauses: Pauses::new(names.len()), confirmed: 0 };
-        let shared = Arc::new(Shared { names, seen: Mutex::new(seen), connections: AtomicU64::new(0) });
+    /// A client of a user, for as long as the watchers live. Of several edges it goes on at the next when it loses one.
+    pub fn follow(&self, name: String, urls: Vec<String>, user: &str, names: Vec<String>) -> Watcher {
+        let token = token(user);
+        let (checker, pauses) = (Checker::new(&names), Pauses::new(names.len()));
+        let seen = Mutex::new(Seen { checker, epochs: HashMap::new(), pauses, confirmed: 0 });
+        let (at, connections) = (AtomicUsize::new(0), AtomicU64::new(0));
+        let shared = Arc::new(Shared { urls, at, token, names, seen, connections });
         let theirs = shared.clone();
         let task = self.runtime.spawn(async move {
             loop {
-                theirs.follow(&url).await;
+                theirs.follow().await;
                 sleep(AGAIN).await;
+                theirs.seen().confirmed = 0;
+                let next = (theirs.at.load(Ordering::Relaxed) + 1) % theirs.urls.len();
+                theirs.at.store(next, Ordering::Relaxed);
             }
         });
         Watcher { name, shared, task: task.abort_handle() }
@@ -88,6 +106,16 @@ impl Watchers {
 impl Watcher {
     pub fn findings(&self) -> Findings {
         self.shared.seen().checker.findings()
+    }
+
+    /// Whether it goes to other edges.
+    pub fn roams(&self) -> bool {
+        self.shared.roams()
+    }
+
+    /// Which of its edges it is at.
+    pub fn at(&self) -> usize {
+        self.shared.at.load(Ordering::Relaxed)
     }
 
     /// Whether every stream is subscribed.
@@ -130,21 +158,31 @@ impl Shared {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn roams(&self) -> bool {
+        self.urls.len() > 1
+    }
+
     /// One connection, until it ends.
-    async fn follow(&self, url: &str) {
+    async fn follow(&self) {
         let config = WebSocketConfig::default().read_buffer_size(READ_BUFFER_BYTES);
-        let connect = connect_async_with_config(url, Some(config), true);
+        let url = &self.urls[self.at.load(Ordering::Relaxed)];
+        let mut request = url.into_client_request().expect("an address");
+        let bearer = format!("Bearer {}", self.token).parse().expect("a header");
+        request.headers_mut().insert("authorization", bearer);
+        let connect = connect_async_with_config(request, Some(config), true);
         let Ok(Ok((mut socket, _))) = timeout(HANDSHAKE, connect).await else { return };
         {
             let mut seen = self.seen();
-            seen.checker.connected();
+            if !self.roams() {
+                seen.checker.connected();
+            }
             seen.pauses.begin();
             seen.confirmed = 0;
         }
         self.connections.fetch_add(1, Ordering::Relaxed);
         let names = &self.names;
         let indices: HashMap<&str, usize> = names.iter().map(String::as_str).zip(0..).collect();
-        if subscribe(&mut socket, names.clone()).await.is_none() {
+        if self.begin(&mut socket, names.clone()).await.is_none() {
             return;
         }
         while let Some(Ok(message)) = socket.next().await {
@@ -162,10 +200,36 @@ impl Shared {
             let again = self.control(text);
             if !again.is_empty() {
                 sleep(AGAIN).await;
-                if subscribe(&mut socket, again).await.is_none() {
+                if self.begin(&mut socket, again).await.is_none() {
                     return;
                 }
             }
+        }
+    }
+
+    /// Resumes the streams that it has had, and subscribes to the others.
+    async fn begin(&self, socket: &mut Socket, names: Vec<String>) -> Option<()> {
+        let known = |name: &String| self.seen().checker.last(name).is_some();
+        let (again, new): (Vec<_>, Vec<_>) = names.into_iter().partition(known);
+        if !again.is_empty() {
+            let seen = again.iter().map(|name| self.last_seen(name));
+            let positions = again.iter().cloned().zip(seen).collect();
+            ask(socket, &ClientMessage::Resume { id: None, from: ResumeFrom::Positions { positions } })
+                .await?;
+        }
+        if !new.is_empty() {
+            ask(socket, &ClientMessage::Subscribe { id: None, streams: new }).await?;
+        }
+        Some(())
+    }
+
+    fn last_seen(&self, name: &str) -> LastSeen {
+        let seen = self.seen();
+        let sequence = seen.checker.last(name).flatten().and_then(|last| Sequence::new(last).ok());
+        match (sequence, seen.epochs.get(name)) {
+            (Some(sequence), Some(epoch)) => LastSeen::At(Position { epoch: *epoch, sequence }),
+            (Some(sequence), None) => LastSeen::Sequence(sequence),
+            (None, _) => LastSeen::Nothing,
         }
     }
 
@@ -179,9 +243,20 @@ impl Shared {
                 seen.confirmed += streams.len();
                 for stream in streams {
                     let position = positions.get(&stream).map(|position| position.sequence.get());
+                    let epoch = positions.get(&stream).map(|position| position.epoch);
+                    seen.epochs.extend(epoch.map(|epoch| (stream.to_string(), epoch)));
                     seen.checker.subscribed(stream.as_str(), position);
                 }
                 return rejected.into_iter().map(|rejection| rejection.stream).collect();
+            }
+            Ok(ServerMessage::Control(ControlMessage::Resumed { streams, rejected, .. })) => {
+                seen.confirmed += streams.len();
+                let (for_now, lost): (Vec<_>, Vec<_>) =
+                    rejected.into_iter().partition(|rejection| rejection.code == ErrorCode::Unavailable);
+                for rejection in lost {
+                    seen.checker.odd(format!("not resumed: {rejection:?}"));
+                }
+                return for_now.into_iter().map(|rejection| rejection.stream).collect();
             }
             Ok(ServerMessage::Control(
                 ControlMessage::Welcome { .. }
@@ -194,9 +269,15 @@ impl Shared {
     }
 }
 
-async fn subscribe(socket: &mut Socket, streams: Vec<String>) -> Option<()> {
-    let request = ClientMessage::Subscribe { id: None, streams };
-    socket.send(Message::text(serde_json::to_string(&request).ok()?)).await.ok()
+/// A token that outlives the test.
+fn token(user: &str) -> String {
+    let claims = serde_json::json!({"sub": user, "exp": 4_000_000_000_u64});
+    let key = jsonwebtoken::EncodingKey::from_secret(SECRET.as_bytes());
+    jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).expect("a token")
+}
+
+async fn ask(socket: &mut Socket, request: &ClientMessage) -> Option<()> {
+    socket.send(Message::text(serde_json::to_string(request).ok()?)).await.ok()
 }
 
 /// Reads a data message with the fields in the order in which edges write them. By hand, because an unoptimized test
