@@ -10,8 +10,8 @@ use tickmesh_protocol::{
     client::{ClientMessage, ServerMessage},
     codec::{
         STATE_VERSION, decode_feed_frame, decode_feed_request, decode_head_reply, decode_head_request,
-        decode_state, encode_feed_frame, encode_feed_request, encode_head_reply, encode_head_request,
-        encode_state,
+        decode_private_change, decode_state, encode_feed_frame, encode_feed_request, encode_head_reply,
+        encode_head_request, encode_private_change, encode_state,
     },
     event::MAX_EVENT_DATA_BYTES,
     signature::{KeySet, MessageKey, Signature},
@@ -28,6 +28,7 @@ pub const ALL: &[(&str, Target)] = &[
     ("head_reply", head_reply),
     ("feed_request", feed_request),
     ("feed_frame", feed_frame),
+    ("private_change", private_change),
     ("client_message", client_message),
     ("server_message", server_message),
     ("signature", signature),
@@ -98,6 +99,13 @@ pub fn feed_frame(bytes: &[u8]) {
     if let Ok(frame) = decode_feed_frame(&bytes) {
         let again = encode_feed_frame(&frame).expect("what was read can be written");
         assert_eq!(decode_feed_frame(&again.into()), Ok(frame));
+    }
+}
+
+pub fn private_change(bytes: &[u8]) {
+    if let Ok(change) = decode_private_change(bytes) {
+        let again = encode_private_change(&change).expect("what was read can be written");
+        assert_eq!(decode_private_change(&again), Ok(change));
     }
 }
 

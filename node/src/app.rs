@@ -1,5 +1,6 @@
 //! The only wiring of a peer: bind, start, drain. Everything else knows its own stage and [`crate::ports`].
 
+mod admin;
 mod connect;
 mod ingest_stage;
 mod overview;
@@ -13,7 +14,6 @@ use std::{
 
 use anyhow::Context;
 use axum::Router;
-use futures_util::future::BoxFuture;
 use libp2p::Multiaddr;
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -143,7 +143,8 @@ impl Bound {
         let auth_stop = CancellationToken::new();
         let authenticator =
             Authenticator::open(&config.auth, &registry, auth_stop.clone()).context("cannot start [auth]")?;
-        stages.auth = Some(auth_stop.drop_guard());
+        stages.auth = Some(auth_stop.clone().drop_guard());
+        let (me, publishes) = (identity.publisher(), ingest.is_some());
         let access = mesh::PrivateAccess {
             authenticator: Arc::clone(&authenticator),
             permissions: Permissions { private: Arc::clone(&config.private), ..Permissions::default() },
@@ -180,7 +181,7 @@ impl Bound {
                 node: edge::NodeInfo { name: config.name.clone(), region: config.region.clone() },
                 upstream: Arc::new(MeshUpstream(mesh.clone())),
                 batches,
-                authenticator,
+                authenticator: Arc::clone(&authenticator),
                 pages: pages.merge(ops::http::health_router(health.clone())),
                 registry: registry.clone(),
                 lifecycle: lifecycle.clone(),
@@ -198,22 +199,21 @@ impl Bound {
             stage.start(&mesh, inputs, siblings, &mut stages).await?;
         }
 
+        let admin = admin::router(config.ops.admin_token, Arc::clone(&authenticator), publishes);
+        if let Some(me) = publishes.then_some(me) {
+            let stop = auth_stop.clone();
+            tokio::spawn(admin::follow_siblings(mesh.clone(), me, authenticator, stop));
+        }
         let overview = overview::page(&config.name, &config.region, &mesh, sees);
-        stages.ops = Some(serve_ops(ops, registry, health, dead_letters, overview)?);
+        let letters = move || serde_json::json!({ "dead_letters": dead_letters.list() });
+        let pages = ops::http::router(registry, health, letters, overview).merge(admin);
+        stages.ops = Some(serve_ops(ops, pages)?);
         Ok(Running { mesh_addrs: mesh.listen_addrs().to_vec(), stages })
     }
 }
 
-fn serve_ops(
-    listener: TcpListener,
-    registry: Registry,
-    health: Health,
-    dead_letters: DeadLetters,
-    mesh: impl Fn() -> BoxFuture<'static, serde_json::Value> + Clone + Send + Sync + 'static,
-) -> anyhow::Result<Stage> {
+fn serve_ops(listener: TcpListener, router: Router) -> anyhow::Result<Stage> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let letters = move || serde_json::json!({ "dead_letters": dead_letters.list() });
-    let router = ops::http::router(registry, health, letters, mesh);
     let stop = CancellationToken::new();
     let stopped = stop.clone();
     let task = tokio::spawn(async move {

@@ -19,6 +19,7 @@ mod jwks;
 mod jwt;
 mod pattern;
 mod permissions;
+mod revocations;
 
 use std::{fmt, sync::Arc};
 
@@ -33,6 +34,7 @@ pub use self::{
     identity::{ClaimNames, Identity, Proof},
     pattern::{InvalidPattern, Pattern},
     permissions::{Denied, Permissions, default_private},
+    revocations::{Revocations, RevokeError},
 };
 use crate::ops::metrics::Registry;
 
@@ -52,6 +54,7 @@ pub enum Refusal {
     Claims,
     UnknownApiKey,
     Inactive,
+    Revoked,
     Unavailable,
 }
 
@@ -82,6 +85,7 @@ impl Refusal {
             Self::Claims => ("claims", "the token lacks a claim, or has one of the wrong form"),
             Self::UnknownApiKey => ("unknown_api_key", "the API key is not known"),
             Self::Inactive => ("inactive", "the token is not active"),
+            Self::Revoked => ("revoked", "the credentials were revoked"),
             Self::Unavailable => {
                 ("unavailable", "credentials cannot be checked at the moment; come back soon")
             }
@@ -101,6 +105,7 @@ pub struct Authenticator {
     jwt: Option<Jwt>,
     oauth2: Option<Introspection>,
     api_keys: Option<ApiKeys>,
+    revocations: Revocations,
 }
 
 impl Authenticator {
@@ -115,7 +120,8 @@ impl Authenticator {
             .map(|oauth2| Introspection::start(oauth2, &config.claims, registry, stop.clone()))
             .transpose()?;
         let api_keys = config.api_keys.as_ref().map(|file| ApiKeys::open(file, stop)).transpose()?;
-        Ok(Arc::new(Self { jwt, oauth2, api_keys }))
+        let revocations = Revocations::open(config.revocations_file.as_deref(), config.revocations_kept)?;
+        Ok(Arc::new(Self { jwt, oauth2, api_keys, revocations }))
     }
 
     /// Who sends these credentials.
@@ -126,6 +132,11 @@ impl Authenticator {
         if credential.reveal().len() > MAX_CREDENTIAL_BYTES {
             return Err(Refusal::TooLong);
         }
+        let identity = self.verify(credential).await?;
+        if self.revocations.refuse(&identity) { Err(Refusal::Revoked) } else { Ok(identity) }
+    }
+
+    async fn verify(&self, credential: &Credential) -> Result<Arc<Identity>, Refusal> {
         match credential {
             Credential::Token(token) => match (&self.jwt, &self.oauth2) {
                 (Some(jwt), oauth2) if oauth2.is_none() || jwt::looks_like_one(token.reveal()) => {
@@ -142,6 +153,9 @@ impl Authenticator {
 
     /// Whether what was accepted once still is. Expiry is not looked at: a connection knows when that is.
     pub fn still_accepts(&self, identity: &Identity) -> bool {
+        if self.revocations.refuse(identity) {
+            return false;
+        }
         match &identity.proof {
             Proof::Token { .. } => true,
             Proof::Opaque { hash, .. } => self.oauth2.as_ref().is_some_and(|oauth2| oauth2.has(hash)),
@@ -153,7 +167,12 @@ impl Authenticator {
     pub fn generation(&self) -> u64 {
         let keys = self.api_keys.as_ref().map_or(0, ApiKeys::generation);
         let tokens = self.oauth2.as_ref().map_or(0, Introspection::generation);
-        // Both only grow.
-        keys + tokens
+        // All only grow.
+        keys + tokens + *self.revocations.serial().borrow()
+    }
+
+    /// What was taken back.
+    pub fn revocations(&self) -> &Revocations {
+        &self.revocations
     }
 }

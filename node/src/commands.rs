@@ -1,11 +1,13 @@
 //! The commands, one file each. Only these print.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "commands talk to people")]
 
+pub mod admin;
 pub mod check;
 pub mod client;
 pub mod demo;
 pub mod keys;
 pub mod mesh;
+mod operators;
 pub mod run;
 pub mod token;
 

@@ -144,8 +144,12 @@ impl Config {
         for file in [&mut mesh.key_file, &mut mesh.network_key_file] {
             *file = folder.join(&*file);
         }
-        let ops = read_section(&mut root, "ops", ops::Config::read);
-        let auth = read_section(&mut root, "auth", |section| auth::Config::read(section, folder));
+        let ops = read_section(&mut root, "ops", |section| ops::Config::read(section, folder));
+        let mut auth = read_section(&mut root, "auth", |section| auth::Config::read(section, folder));
+        if roles.contains("ingest") {
+            let file = format!("{}.revocations", name.as_deref().unwrap_or_default());
+            auth.revocations_file = Some(data_dir.join(file));
+        }
         let signing = if root.has("signing") {
             read_section(&mut root, "signing", |section| {
                 signing::Config::read(section, folder, &roles, &private)

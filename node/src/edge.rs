@@ -263,7 +263,12 @@ impl Bound {
         tracing::info!(address = %self.address, shards = threads.len(), "edge listens");
         let private = Arc::new(PrivateStreams::default());
         let (to_hub, from_private) = mpsc::channel(PRIVATE_FRAMES);
-        let feeds = tokio::spawn(private::run(Arc::clone(&private), Arc::clone(&upstream), to_hub));
+        let feeds = tokio::spawn(private::run(
+            Arc::clone(&private),
+            Arc::clone(&upstream),
+            Arc::clone(&authenticator),
+            to_hub,
+        ));
         let hub = Hub::new(HubParts {
             private,
             private_channels: Arc::clone(&config.permissions.private),

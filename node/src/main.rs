@@ -29,6 +29,8 @@ enum Command {
     Token(commands::token::Token),
     /// Show how a running peer sees the mesh: who leads what, heads, lags
     Mesh(commands::mesh::Mesh),
+    /// Take credentials back, in the whole mesh
+    Admin(commands::admin::Admin),
     /// Follow streams from the command line
     Client(commands::client::Client),
 }
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         Command::Keys(keys) => keys.run(),
         Command::Token(token) => token.run(),
         Command::Mesh(mesh) => mesh.run(),
+        Command::Admin(admin) => admin.run(),
         Command::Client(client) => client.run(),
     };
     outcome.unwrap_or_else(commands::report)

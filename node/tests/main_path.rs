@@ -46,7 +46,7 @@ impl Cluster {
         );
         let mut bootstrap = Vec::new();
         let mut start = |name, region, roles, more: &str| {
-            let role = Role { name, region, roles, ports: Ports::default(), node: "", more };
+            let role = Role { name, region, roles, ports: Ports::default(), node: "", ops: "", more };
             let node = network.start(&role, &publishers, &bootstrap);
             bootstrap.push(node.mesh.clone());
             node

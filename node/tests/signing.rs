@@ -64,7 +64,7 @@ fn verify(keys: &KeySet, data: &DataMessage<'_>) -> bool {
 /// An ingest peer that signs trades of a market, and an edge.
 fn start(network: &Network) -> (Node, Node) {
     fn role<'a>(name: &'a str, roles: &'a str, more: &'a str) -> Role<'a> {
-        Role { name, region: "eu-west", roles, ports: Ports::default(), node: "", more }
+        Role { name, region: "eu-west", roles, ports: Ports::default(), node: "", ops: "", more }
     }
     let publishers = [network.key("ingest-1")];
     network.key("edge-1");

@@ -38,7 +38,7 @@
 
 use bytes::Bytes;
 
-use crate::{Event, Position, SignedBatch, StreamName, Topic, client::Credential};
+use crate::{Event, Position, SignedBatch, StreamName, Topic, client::Credential, revocation::Revocation};
 
 /// Most streams that one request names, and one [`FeedFrame::End`] answers for: what an edge of some thousand clients
 /// misses of one topic after a long pause.
@@ -93,7 +93,7 @@ pub enum FeedRequest {
         /// 1 to [`MAX_FEED_STREAMS`], each once, all of the topic.
         streams: Vec<StreamName>,
     },
-    /// Private streams, as [`PrivateChange`]s name them. Only for the edges in `mesh.edges`.
+    /// Private streams, as [`PrivateChange`]s name them, and what was revoked. Only for publishers and the edges in `mesh.edges`.
     Private,
 }
 
@@ -156,6 +156,8 @@ pub enum FeedFrame {
     },
     /// Events of private streams, as many as a batch may have.
     Events(Vec<Event>),
+    /// Credentials that are no longer accepted, whose ever they are. At most [`MAX_CHANGE_STREAMS`].
+    Revoked(Vec<Revocation>),
     /// There is nothing to send yet, but the server is at it: it reads the log, or others are served first.
     Working,
     /// What is retained of streams: events whose `data` is all there is to know at their `sequence`. Signed as snapshots,

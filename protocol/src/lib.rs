@@ -41,6 +41,7 @@ pub mod policy;
 pub mod position;
 pub mod rank;
 pub mod repair;
+pub mod revocation;
 pub mod sequencer;
 pub mod signature;
 pub mod stream;

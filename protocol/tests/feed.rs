@@ -9,16 +9,20 @@ use proptest::{prelude::*, sample::Index};
 use tickmesh_protocol::{
     Batch, Epoch, Event, Position, Previous, Sequence, SignedBatch, SigningKey, StreamName, Topic,
     batch::InvalidBatch,
+    client::{Credential, MAX_CREDENTIAL_BYTES},
     codec::{
-        CodecError, MAX_FEED_FRAME_BYTES, MAX_FEED_REQUEST_BYTES, VERSION, decode_feed_frame,
-        decode_feed_request, encode_feed_frame, encode_feed_request,
+        CodecError, MAX_FEED_FRAME_BYTES, MAX_FEED_REQUEST_BYTES, MAX_PRIVATE_CHANGE_BYTES, VERSION,
+        decode_feed_frame, decode_feed_request, decode_private_change, encode_feed_frame,
+        encode_feed_request, encode_private_change,
     },
     event::MAX_EVENT_DATA_BYTES,
     feed::{
-        FeedEnd, FeedFrame, FeedRequest, MAX_FEED_STREAMS, MAX_REASON_BYTES, MAX_SOURCE_NAME_BYTES,
-        MAX_STATE_CHUNK_BYTES, MAX_STATUS_SOURCES, SourceStatus, Status,
+        Denial, FeedEnd, FeedFrame, FeedRequest, MAX_CHANGE_STREAMS, MAX_FEED_STREAMS, MAX_REASON_BYTES,
+        MAX_SOURCE_NAME_BYTES, MAX_STATE_CHUNK_BYTES, MAX_STATUS_SOURCES, PrivateChange, SourceStatus,
+        Status,
     },
     position::MAX_SEQUENCE,
+    revocation::{MAX_REVOKED_ID_BYTES, Revocation, RevokedKind},
     stream::MAX_STREAM_NAME_BYTES,
     topic::MAX_REGION_BYTES,
 };
@@ -114,6 +118,7 @@ fn any_request() -> impl Strategy<Value = FeedRequest> {
         Just(FeedRequest::Status),
         ".{0,16}".prop_map(|source| FeedRequest::State { source }),
         any_streams(1).prop_map(|(topic, streams)| FeedRequest::Snapshots { topic, streams }),
+        Just(FeedRequest::Private),
     ]
 }
 
@@ -146,13 +151,76 @@ fn any_frame() -> impl Strategy<Value = FeedFrame> {
         ".{0,200}".prop_map(FeedFrame::refused),
         Just(FeedFrame::Working),
         ".{0,300}".prop_map(snapshots),
+        (any_streams(0), prop::collection::vec(prop::option::of(any_position()), 60))
+            .prop_map(|((_, streams), at)| FeedFrame::Heads(streams.into_iter().zip(at).collect())),
+        (any_streams(0), any_denial()).prop_map(|((_, streams), why)| FeedFrame::Denied { streams, why }),
+        ".{0,300}".prop_map(|data| FeedFrame::Events(batch(data).events)),
+        prop::collection::vec((any_kind(), ".{0,40}", any::<u64>()), 0..20).prop_map(|all| {
+            let revocation = |(kind, id, at)| Revocation { kind, id, at };
+            FeedFrame::Revoked(all.into_iter().map(revocation).collect())
+        }),
     ]
+}
+
+fn any_denial() -> impl Strategy<Value = Denial> {
+    prop_oneof![Just(Denial::Forbidden), Just(Denial::Expired), Just(Denial::Unavailable)]
+}
+
+fn any_kind() -> impl Strategy<Value = RevokedKind> {
+    prop_oneof![Just(RevokedKind::User), Just(RevokedKind::Token), Just(RevokedKind::ApiKey)]
+}
+
+fn any_change() -> impl Strategy<Value = PrivateChange> {
+    let streams = || any_streams(1).prop_map(|(_, streams)| streams);
+    let credential = (".{0,300}", any::<bool>())
+        .prop_map(|(text, token)| if token { Credential::token(&text) } else { Credential::api_key(&text) });
+    prop_oneof![
+        (credential, streams(), any::<bool>()).prop_map(|(credential, streams, push)| PrivateChange::Add {
+            credential,
+            streams,
+            push
+        }),
+        (streams(), any::<bool>()).prop_map(|(streams, push)| PrivateChange::Push { streams, push }),
+        streams().prop_map(|streams| PrivateChange::Remove { streams }),
+    ]
+}
+
+#[test]
+fn changes_keep_their_limits_on_both_sides() {
+    let names = |count: usize| -> Vec<StreamName> {
+        (0..count).map(|n| format!("orders.u{n}").parse().unwrap()).collect()
+    };
+    let add = |credential: usize, streams| PrivateChange::Add {
+        credential: Credential::token(&"x".repeat(credential)),
+        streams: names(streams),
+        push: true,
+    };
+    assert!(encode_private_change(&add(MAX_CREDENTIAL_BYTES, MAX_CHANGE_STREAMS)).is_ok());
+    for bad in [add(MAX_CREDENTIAL_BYTES + 1, 1), add(1, 0), add(1, MAX_CHANGE_STREAMS + 1)] {
+        assert!(encode_private_change(&bad).is_err());
+    }
+    let longest = format!("{}.{}", "a".repeat(10), "b".repeat(MAX_STREAM_NAME_BYTES - 11));
+    let streams = vec![longest.parse().unwrap(); MAX_CHANGE_STREAMS];
+    let credential = Credential::api_key(&"k".repeat(MAX_CREDENTIAL_BYTES));
+    let most = encode_private_change(&PrivateChange::Add { credential, streams, push: false }).unwrap();
+    assert!(most.len() <= MAX_PRIVATE_CHANGE_BYTES, "{}", most.len());
+    assert!(decode_private_change(&vec![3; MAX_PRIVATE_CHANGE_BYTES + 1]).is_err());
+    let long = Revocation { kind: RevokedKind::User, id: "x".repeat(MAX_REVOKED_ID_BYTES + 1), at: 1 };
+    assert!(encode_feed_frame(&FeedFrame::Revoked(vec![long])).is_err());
 }
 
 proptest! {
     #[test]
     fn every_request_comes_back(request in any_request()) {
         prop_assert_eq!(decode_feed_request(&encode_feed_request(&request).unwrap()), Ok(request));
+    }
+
+    #[test]
+    fn every_change_comes_back_and_no_cut_goes_unnoticed(change in any_change(), at in any::<Index>()) {
+        let bytes = encode_private_change(&change).unwrap();
+        prop_assert_eq!(decode_private_change(&bytes), Ok(change));
+        prop_assert!(decode_private_change(&bytes[..at.index(bytes.len())]).is_err());
+        prop_assert!(decode_private_change(&[&bytes[..], &[0]].concat()).is_err());
     }
 
     #[test]
@@ -188,6 +256,9 @@ proptest! {
             let mut bytes = bytes.clone();
             if let (Some(first), Some(version)) = (bytes.first_mut(), version) {
                 *first = version;
+            }
+            if let Ok(change) = decode_private_change(&bytes) {
+                prop_assert!(encode_private_change(&change).is_ok());
             }
             if let Ok(request) = decode_feed_request(&bytes) {
                 prop_assert!(encode_feed_request(&request).is_ok());

@@ -6,14 +6,17 @@
 use bytes::Bytes;
 use tickmesh_protocol::{
     Batch, Epoch, Event, Position, Previous, Sequence, SignedBatch, SigningKey, StreamName, Topic,
+    client::Credential,
     codec::{
         VERSION, decode_feed_frame, decode_feed_request, decode_head_reply, decode_head_request,
-        encode_feed_frame, encode_feed_request, encode_head_reply, encode_head_request,
+        decode_private_change, encode_feed_frame, encode_feed_request, encode_head_reply,
+        encode_head_request, encode_private_change,
     },
-    feed::{FeedEnd, FeedFrame, FeedRequest, SourceStatus, Status},
+    feed::{Denial, FeedEnd, FeedFrame, FeedRequest, PrivateChange, SourceStatus, Status},
     head::{Head, HeadReply, HeadRequest},
     policy::{ChannelPolicy, OnSlow, Retain},
     position::MAX_SEQUENCE,
+    revocation::{Revocation, RevokedKind},
 };
 
 fn sequence(number: u64) -> Sequence {
@@ -182,7 +185,41 @@ const FEED_STATUS: &str = "
 0302fdefcdab89674523010765752d776573740206656e67696e65010005617564697400fc70110100fb2c01
 ";
 
-fn feed_requests() -> [(FeedRequest, &'static str); 5] {
+const FEED_EVENTS: &str = "
+0309010f7472616465732e6274635f7573647400fdffffffffffff1f0000fc0000010000013100
+";
+
+fn revocations() -> Vec<Revocation> {
+    let kinds = [(RevokedKind::User, "alice"), (RevokedKind::Token, "t1"), (RevokedKind::ApiKey, "bot")];
+    kinds.map(|(kind, id)| Revocation { kind, id: id.into(), at: 200 }).into()
+}
+
+fn private_changes() -> [(PrivateChange, &'static str); 4] {
+    let streams = vec![stream("orders.alice"), stream("balances.alice")];
+    let one = vec![streams[0].clone()];
+    [
+        (
+            PrivateChange::Add { credential: Credential::token("a.b.c"), streams, push: true },
+            "03000005612e622e63020c6f72646572732e616c6963650e62616c616e6365732e616c69636501",
+        ),
+        (
+            PrivateChange::Add { credential: Credential::api_key("k"), streams: one.clone(), push: false },
+            "030001016b010c6f72646572732e616c69636500",
+        ),
+        (PrivateChange::Push { streams: one.clone(), push: true }, "0301010c6f72646572732e616c69636501"),
+        (PrivateChange::Remove { streams: one }, "0302010c6f72646572732e616c696365"),
+    ]
+}
+
+#[test]
+fn changes_of_private_feeds_have_these_bytes() {
+    for (change, bytes) in private_changes() {
+        assert_eq!(hex(&encode_private_change(&change).unwrap()), hex(&unhex(bytes)));
+        assert_eq!(decode_private_change(&unhex(bytes)), Ok(change));
+    }
+}
+
+fn feed_requests() -> [(FeedRequest, &'static str); 6] {
     let position = |epoch, number| Position { epoch: Epoch::from_u64(epoch), sequence: sequence(number) };
     let HeadRequest { topic, streams } = head_request();
     let named = position(0xfedc_ba98_7654_3210, 251);
@@ -195,10 +232,11 @@ fn feed_requests() -> [(FeedRequest, &'static str); 5] {
         (FeedRequest::Status, "0302"),
         (FeedRequest::State { source: "engine".into() }, "030306656e67696e65"),
         (snapshots, FEED_SNAPSHOTS),
+        (FeedRequest::Private, "0305"),
     ]
 }
 
-fn feed_frames() -> [(FeedFrame, &'static str); 5] {
+fn feed_frames() -> [(FeedFrame, &'static str); 9] {
     let position = |epoch, number| Position { epoch: Epoch::from_u64(epoch), sequence: sequence(number) };
     let ends = [
         FeedEnd::Complete { head: Some(position(0xfedc_ba98_7654_3210, 251)) },
@@ -222,6 +260,19 @@ fn feed_frames() -> [(FeedFrame, &'static str); 5] {
         (FeedFrame::State { chunk: Bytes::from_static(&[0, 1, 255]), last: true }, "0303030001ff01"),
         (FeedFrame::Refused { reason: "busy: é".into() }, "030408627573793a20c3a9"),
         (FeedFrame::Working, "0305"),
+        (
+            FeedFrame::Heads(vec![
+                (stream("orders.alice"), Some(position(7, 251))),
+                (stream("orders.bob"), None),
+            ]),
+            "0307020c6f72646572732e616c6963650107fbfb000a6f72646572732e626f6200",
+        ),
+        (
+            FeedFrame::Denied { streams: vec![stream("orders.alice")], why: Denial::Expired },
+            "0308010c6f72646572732e616c69636501",
+        ),
+        (FeedFrame::Events(vec![batch().events[1].clone()]), FEED_EVENTS),
+        (FeedFrame::Revoked(revocations()), "030a030005616c696365c801027431c80203626f74c8"),
     ]
 }
 

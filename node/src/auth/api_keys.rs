@@ -151,7 +151,8 @@ pub(super) fn read(file: &Path) -> anyhow::Result<HashMap<[u8; 32], Arc<Identity
         let pairs = key.pairs.map(|pairs| pairs.iter().map(|pair| pair.parse::<Pattern>()).collect());
         let pairs = pairs.transpose().with_context(|| format!("{name}: key {:?}: pairs", key.id))?;
         let proof = Proof::ApiKey { id: key.id, hash };
-        let identity = Arc::new(Identity { user, roles: key.roles, pairs, expires_at: None, proof });
+        let identity =
+            Arc::new(Identity { user, roles: key.roles, pairs, issued_at: None, expires_at: None, proof });
         ensure!(keys.insert(hash, identity).is_none(), "{name}: one key stands there twice");
     }
     Ok(keys)

@@ -17,11 +17,14 @@ use crate::config::reader::{Section, Span};
 /// Clocks of the exchange and of an edge may differ by this, unless the configuration says otherwise.
 const LEEWAY: Duration = Duration::from_secs(5);
 
+/// Tokens that live longer than a day are rare; who has such ones says how long.
+const REVOCATIONS_KEPT: Duration = Duration::from_secs(24 * 3600);
+
 /// Shortest secret for HS256: as long as its hash (RFC 7518 §3.2).
 const MIN_SECRET_BYTES: usize = 32;
 
 /// How clients are let in. Without any of these nobody can sign in.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Config {
     pub jwt: Option<JwtConfig>,
     pub oauth2: Option<IntrospectionConfig>,
@@ -29,6 +32,24 @@ pub struct Config {
     pub claims: ClaimNames,
     /// What each role may have; empty: roles do not matter.
     pub roles: BTreeMap<String, Vec<Pattern>>,
+    /// How long what was revoked is kept: as long as any token lives.
+    pub revocations_kept: Duration,
+    /// Where; only ingest peers keep them over a restart, edges hear of them again.
+    pub revocations_file: Option<PathBuf>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            jwt: None,
+            oauth2: None,
+            api_keys: None,
+            claims: ClaimNames::default(),
+            roles: BTreeMap::new(),
+            revocations_kept: REVOCATIONS_KEPT,
+            revocations_file: None,
+        }
+    }
 }
 
 /// How tokens are checked.
@@ -106,6 +127,8 @@ impl Config {
             api_keys: file.map(|file| folder.join(file)),
             claims: names,
             roles,
+            revocations_kept: section.or("revocations_kept", Span(REVOCATIONS_KEPT)).0,
+            revocations_file: None,
         }
     }
 

@@ -17,6 +17,8 @@ pub struct Identity {
     pub roles: Vec<String>,
     /// Keys of the public streams it may have; `None`: all that its roles allow.
     pub pairs: Option<Vec<Pattern>>,
+    /// When the credentials were made, if they say so: time since 1970 UTC.
+    pub issued_at: Option<Duration>,
     /// Time since 1970 UTC.
     pub expires_at: Option<Duration>,
     pub proof: Proof,
@@ -83,8 +85,9 @@ impl ClaimNames {
             None => None,
             Some(value) => Some(seconds(value).ok_or(Refusal::Claims)?),
         };
+        let issued_at = claims.get("iat").and_then(seconds);
         let id = claims.get("jti").and_then(Value::as_str).map(str::to_owned);
-        Ok(Identity { user, roles, pairs, expires_at, proof: Proof::Token { id } })
+        Ok(Identity { user, roles, pairs, issued_at, expires_at, proof: Proof::Token { id } })
     }
 }
 

@@ -97,6 +97,7 @@ mod tests {
             user: UserId::new(user).unwrap(),
             roles: roles.iter().map(|role| (*role).to_owned()).collect(),
             pairs: pairs.map(patterns),
+            issued_at: None,
             expires_at: None,
             proof: Proof::Token { id: None },
         }

@@ -3,17 +3,11 @@
 use std::{collections::HashMap, process::ExitCode, time::Duration};
 
 use anyhow::{Context, bail};
-use axum::body::{Body, Bytes, to_bytes};
-use hyper::{Request, StatusCode, Uri, client::conn::http1};
-use hyper_util::rt::TokioIo;
+use axum::body::Bytes;
+use hyper::{Method, StatusCode, Uri};
 use serde::Deserialize;
-use tokio::{net::TcpStream, time::timeout};
 
-/// How long a peer may take to answer.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Largest page that is read: some ten thousand topics.
-const MAX_PAGE_BYTES: usize = 16 * 1024 * 1024;
+use super::operators::{Ask, ask};
 
 /// Show how a running peer sees the mesh: who leads what, heads, lags.
 #[derive(clap::Args)]
@@ -94,23 +88,10 @@ impl Mesh {
     }
 
     async fn fetch(&self) -> anyhow::Result<Bytes> {
-        let Some(host) = self.ops.host() else { bail!("--ops {}: write it as http://host:port", self.ops) };
-        let address = format!("{host}:{}", self.ops.port_u16().unwrap_or(9100));
-        let answer = async {
-            let stream = TcpStream::connect(&address).await?;
-            let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-            tokio::spawn(connection);
-            let request = Request::get("/mesh").header("host", &address).body(Body::empty())?;
-            let response = sender.send_request(request).await?;
-            let status = response.status();
-            anyhow::Ok((status, to_bytes(Body::new(response.into_body()), MAX_PAGE_BYTES).await?))
-        };
-        let answered = timeout(PATIENCE, answer).await.context("no answer in time").and_then(|answer| answer);
-        let (status, body) = answered.with_context(|| {
-            format!("cannot ask {address}; is the peer running, and is this its [ops] listen?")
-        })?;
+        let page = Ask { method: Method::GET, path: "/mesh", headers: &[], body: String::new() };
+        let (status, body) = ask(&self.ops, page).await?;
         if status != StatusCode::OK {
-            bail!("{address} answers {status}; is it a peer of this version?");
+            bail!("{} answers {status}; is it a peer of this version?", self.ops);
         }
         Ok(body)
     }

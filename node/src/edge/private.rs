@@ -29,6 +29,7 @@ use tokio::{
 };
 
 use super::Upstream;
+use crate::auth::Authenticator;
 
 /// Changes on their way to one ingest peer; what is beyond is told when there is room.
 const CHANGES: usize = 1024;
@@ -266,7 +267,12 @@ enum Said {
 }
 
 /// Keeps a private feed open at each ingest peer that is connected, for ever.
-pub async fn run(private: Arc<PrivateStreams>, upstream: Arc<dyn Upstream>, hub: mpsc::Sender<FromPrivate>) {
+pub async fn run(
+    private: Arc<PrivateStreams>,
+    upstream: Arc<dyn Upstream>,
+    authenticator: Arc<Authenticator>,
+    hub: mpsc::Sender<FromPrivate>,
+) {
     let mut servers = upstream.servers();
     let (to_here, mut said) = mpsc::channel(FRAMES);
     let mut tasks = JoinSet::new();
@@ -293,6 +299,11 @@ pub async fn run(private: Arc<PrivateStreams>, upstream: Arc<dyn Upstream>, hub:
             () = until(reopen.keys().next().copied()) => {}
             Some(_) = tasks.join_next() => {}
             Some((server, said)) = said.recv() => match said {
+                Said::Frame(FeedFrame::Revoked(revocations)) => {
+                    if let Err(error) = authenticator.revocations().add(&revocations) {
+                        tracing::error!(%error, "not everything that was revoked is refused here");
+                    }
+                }
                 Said::Frame(frame) => {
                     if let Some(to_hub) = take(&private, server, frame)
                         && hub.send(to_hub).await.is_err()

@@ -249,9 +249,9 @@ impl Node {
         let believed = Arc::new(believed);
         let metrics = Arc::new(metrics);
         let (tasks, settings) = (&self.feed_tasks, config.feeds);
-        // A node's own edge is as good as a listed one.
-        let edges: HashSet<_> =
-            config.edges.iter().filter_map(peer_of).chain([*self.swarm.local_peer_id()]).collect();
+        // A node's own edge is as good as a listed one, and publishers read the log anyway.
+        let edges = config.edges.iter().chain(&*believed).filter_map(peer_of);
+        let edges: HashSet<_> = edges.chain([*self.swarm.local_peer_id()]).collect();
         let local = self.ports.feeds.clone().map(|store| {
             let gate = self.ports.private.clone().map(|access| Gate { access, edges: edges.clone() });
             let (metrics, tasks) = (metrics.clone(), tasks.clone());

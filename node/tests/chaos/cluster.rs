@@ -89,7 +89,7 @@ impl Cluster {
         let start = |name: &str, region, roles, ports, more: &str| {
             let data = network.folder().join(format!("{name}.data"));
             let more_of_node = format!("data_dir = {data:?}\n");
-            let role = Role { name, region, roles, ports, node: &more_of_node, more };
+            let role = Role { name, region, roles, ports, node: &more_of_node, ops: "", more };
             let node = network.start(&role, &publishers, &bootstrap);
             Member { name: name.into(), node, data, before: Counts::default(), now: Counts::default() }
         };

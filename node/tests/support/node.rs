@@ -34,6 +34,8 @@ pub struct Role<'a> {
     pub ports: Ports,
     /// Further keys of `[node]`, as TOML.
     pub node: &'a str,
+    /// Further keys of `[ops]`, as TOML.
+    pub ops: &'a str,
     /// Further sections of the configuration, as TOML.
     pub more: &'a str,
 }
@@ -78,7 +80,7 @@ impl Network {
 
     /// Starts a peer that believes `publishers` and dials `bootstrap`.
     pub fn start(&self, role: &Role<'_>, publishers: &[String], bootstrap: &[String]) -> Node {
-        let Role { name, region, roles, ports, node, more } = role;
+        let Role { name, region, roles, ports, node, ops, more } = role;
         let edge = if roles.contains("edge") {
             format!("[edge]\nlisten = \"127.0.0.1:{}\"\nshards = 2\n", ports.edge)
         } else {
@@ -86,7 +88,7 @@ impl Network {
         };
         let text = format!(
             "[node]\nname = {name:?}\nregion = {region:?}\nroles = {roles}\n{node}\
-             [ops]\nlisten = \"127.0.0.1:0\"\nlog_format = \"json\"\n{edge}\
+             [ops]\nlisten = \"127.0.0.1:0\"\nlog_format = \"json\"\n{ops}{edge}\
              [mesh]\nlisten = [\"/ip4/127.0.0.1/tcp/{}\"]\nkey_file = \"{name}.key\"\n\
              publishers = {publishers:?}\nbootstrap = {bootstrap:?}\n{more}",
             ports.mesh

@@ -7,7 +7,10 @@ use bytes::Bytes;
 
 use super::{
     CodecError, MAX_ENVELOPE_BYTES, WireEvent, check_size, check_text, decode, encode, position_of,
-    private::{WireDenial, check_change_count, events_of, names, texts, wire_events},
+    private::{
+        WireDenial, WireRevocation, check_change_count, events_of, names, revocations_of, texts, wire_events,
+        wire_revocations,
+    },
 };
 use crate::{
     Position, SignedBatch, StreamName, Topic,
@@ -54,6 +57,7 @@ enum WireFrame<'a> {
     Heads(Vec<(&'a str, Option<WirePosition>)>),
     Denied { streams: Vec<&'a str>, why: WireDenial },
     Events(Vec<WireEvent<'a>>),
+    Revoked(Vec<WireRevocation<'a>>),
 }
 
 #[derive(Encode, BorrowDecode)]
@@ -213,6 +217,7 @@ pub fn encode_feed_frame(frame: &FeedFrame) -> Result<Vec<u8>, CodecError> {
             WireFrame::Denied { streams: texts(streams), why: (*why).into() }
         }
         FeedFrame::Events(events) => WireFrame::Events(wire_events(events)?),
+        FeedFrame::Revoked(revocations) => WireFrame::Revoked(wire_revocations(revocations)?),
     })?;
     check_size(bytes.len(), MAX_FEED_FRAME_BYTES)?;
     Ok(bytes)
@@ -262,6 +267,7 @@ pub fn decode_feed_frame(bytes: &Bytes) -> Result<FeedFrame, InvalidBatch> {
             FeedFrame::Denied { streams: names(streams)?, why: why.into() }
         }
         WireFrame::Events(events) => FeedFrame::Events(events_of(bytes, &events)?),
+        WireFrame::Revoked(revocations) => FeedFrame::Revoked(revocations_of(revocations)?),
     })
 }
 

@@ -9,6 +9,7 @@ use crate::{
     batch::MAX_BATCH_EVENTS,
     client::{Credential, MAX_CREDENTIAL_BYTES, Secret},
     feed::{Denial, MAX_CHANGE_STREAMS, PrivateChange},
+    revocation::{MAX_REVOKED_ID_BYTES, Revocation, RevokedKind},
 };
 
 /// Largest change: [`MAX_CHANGE_STREAMS`] of the longest names and the longest credential.
@@ -32,6 +33,20 @@ pub(super) enum WireDenial {
     Forbidden,
     Expired,
     Unavailable,
+}
+
+#[derive(Clone, Copy, Encode, BorrowDecode)]
+enum WireKind {
+    User,
+    Token,
+    ApiKey,
+}
+
+#[derive(Encode, BorrowDecode)]
+pub(super) struct WireRevocation<'a> {
+    kind: WireKind,
+    id: &'a str,
+    at: u64,
 }
 
 /// Encodes a change.
@@ -112,6 +127,34 @@ pub(super) fn events_of(frame: &Bytes, wire: &[WireEvent<'_>]) -> Result<Vec<Eve
 
 fn check_event_count(count: usize) -> Result<(), CodecError> {
     if (1..=MAX_BATCH_EVENTS).contains(&count) { Ok(()) } else { Err(CodecError::EventCount(count)) }
+}
+
+pub(super) fn wire_revocations(revocations: &[Revocation]) -> Result<Vec<WireRevocation<'_>>, CodecError> {
+    check_change_count(revocations.len())?;
+    let wire = revocations.iter().map(|revocation| {
+        check_text("revoked id", &revocation.id, MAX_REVOKED_ID_BYTES)?;
+        let kind = match revocation.kind {
+            RevokedKind::User => WireKind::User,
+            RevokedKind::Token => WireKind::Token,
+            RevokedKind::ApiKey => WireKind::ApiKey,
+        };
+        Ok(WireRevocation { kind, id: &revocation.id, at: revocation.at })
+    });
+    wire.collect()
+}
+
+pub(super) fn revocations_of(wire: Vec<WireRevocation<'_>>) -> Result<Vec<Revocation>, CodecError> {
+    check_change_count(wire.len())?;
+    let revocations = wire.into_iter().map(|WireRevocation { kind, id, at }| {
+        check_text("revoked id", id, MAX_REVOKED_ID_BYTES)?;
+        let kind = match kind {
+            WireKind::User => RevokedKind::User,
+            WireKind::Token => RevokedKind::Token,
+            WireKind::ApiKey => RevokedKind::ApiKey,
+        };
+        Ok(Revocation { kind, id: id.to_owned(), at })
+    });
+    revocations.collect()
 }
 
 impl From<Denial> for WireDenial {

@@ -124,6 +124,11 @@ impl<T: Io> Serving<'_, T> {
         };
         let generation = access.authenticator.generation();
         let mut grants = Grants { server, access, peer, follow, streams: HashMap::new(), generation };
+        let revocations = access.authenticator.revocations();
+        let mut revoked = revocations.serial();
+        // All of them first.
+        revoked.mark_changed();
+        let mut told = 0;
         let mut changes = FrameReader::new(MAX_PRIVATE_CHANGE_BYTES);
         let mut checks: FuturesUnordered<BoxFuture<'_, Checked>> = FuturesUnordered::new();
         let mut tick = interval(self.settings.keep_alive);
@@ -147,6 +152,10 @@ impl<T: Io> Serving<'_, T> {
                     server.metrics.private_served.inc_by(events.len() as u64);
                     frames.extend((!events.is_empty()).then_some(FeedFrame::Events(events)));
                     frames.extend(in_frames(heads).map(FeedFrame::Heads));
+                }
+                Ok(()) = revoked.changed(), if idle => {
+                    let new = revocations.since(std::mem::replace(&mut told, *revoked.borrow_and_update()));
+                    frames.extend(in_frames(new).map(FeedFrame::Revoked));
                 }
                 _ = tick.tick() => if idle {
                     grants.look_again(&mut frames);
@@ -340,7 +349,10 @@ impl PrivateFeed {
                             self.metrics.private_received.inc_by(events.len() as u64);
                             Ok(FeedFrame::Events(events))
                         }
-                        frame @ (FeedFrame::Heads(_) | FeedFrame::Denied { .. } | FeedFrame::Working) => Ok(frame),
+                        frame @ (FeedFrame::Heads(_)
+                        | FeedFrame::Denied { .. }
+                        | FeedFrame::Revoked(_)
+                        | FeedFrame::Working) => Ok(frame),
                         _ => Err(FeedError::Invalid("a frame that does not belong to a private feed".into())),
                     };
                 }
