@@ -107,7 +107,7 @@ export class Verifier {
   }
 
   async #ask() {
-    const response = await this.#fetch.call(undefined, this.#source, { signal: AbortSignal.timeout(FETCH_TIMEOUT_MS) });
+    const response = await this.#fetch.call(undefined, /** @type {string | URL} */ (this.#source), { signal: AbortSignal.timeout(FETCH_TIMEOUT_MS) });
     if (!response.ok) throw new Error(`the keys' address answers ${response.status}`);
     return response.json();
   }
@@ -126,7 +126,7 @@ function partsOf(text, message) {
   if (data === null || !compact || !plain) return null;
   const kid = keyId(compact[1]);
   const bytes = kid === null ? null : fromBase64(compact[2]);
-  if (!bytes) return null;
+  if (kid === null || !bytes) return null;
   const signed = `${compact[1]}.{"stream":"${stream}","epoch":"${epoch}","sequence":${sequence},"data":${data}}`;
   return { kid, signature: bytes, signed: new TextEncoder().encode(signed) };
 }
@@ -149,7 +149,7 @@ export function dataText(text, signature) {
 function keyId(encoded) {
   let header;
   try {
-    header = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(fromBase64(encoded)));
+    header = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(fromBase64(encoded) ?? undefined));
   } catch {
     return null;
   }

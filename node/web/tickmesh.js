@@ -1,155 +1,70 @@
-// Client of a tickmesh edge, protocol v1: one WebSocket, many streams, several edges to fall back on. No dependency; runs in
-// a browser, and elsewhere with a WebSocket class handed in.
+// Client of a tickmesh edge, protocol v1: one WebSocket, many streams, several edges to fall back on. No dependency, no build
+// step; runs in a browser, and in Node from version 22 on, or before that with the WebSocket class of the package `ws`.
+//
+//     import { TickmeshClient } from "./tickmesh.js";   // with the files beside it; any edge with a page serves them
 //
 //     const client = new TickmeshClient({ urls: ["wss://eu.example.com/ws", "wss://us.example.com/ws"] });
-//     const subscription = client.subscribe(["trades.btc_usdt"], ({ sequence, data }) => console.log(sequence, data.price));
+//     const subscription = client.subscribe(["trades.btc_usdt"], ({ sequence, data }) => console.log(sequence, data.price), {
+//       onBreak: (cause) => console.warn(cause),
+//     });
 //     client.connect();
 //     subscription.unsubscribe();
 //
-// With `jwks`, the exchange's public keys, each event says whether its signature is good: `verified`.
-//
 // What it promises to a handler: the events of a stream in the order of their sequence, each once, and no gap it is not told
-// of (`onBreak`, and the counters of `client.stats`).
+// of (`onBreak`, and the counters of `client.stats`). After a lost connection it goes to the next edge, later and later, and
+// resumes each stream where it stood. `client.positions`, kept somewhere and given back as `positions`, lets another process
+// go on. With `token` it signs in, and shows a new token before the one in use expires. With `jwks`, the exchange's public keys,
+// each event says whether its signature is good: `verified`.
+//
+// Types are in JSDoc: TypeScript reads them with `allowJs`, editors without anything.
 
+import { Connection } from "./connection.js";
+import { Link } from "./link.js";
 import { Verifier } from "./signature.js";
+import { Stream, inRequests } from "./stream.js";
+import { Tokens } from "./tokens.js";
 
 /**
- * @typedef {"idle" | "connecting" | "online" | "waiting" | "closed"} Phase
- *   idle: connect() was not called, or close() was; waiting: between two attempts; closed: the edge said not to come back
- *
- * @typedef {object} State
- * @property {Phase} phase
- * @property {string} url         the edge in question
- * @property {number} attempt     attempts since the last success; 0 while online
- * @property {number} [retryAt]   waiting: when the next attempt begins, in ms since 1970
- * @property {string} [reason]    why the last connection ended
- * @property {boolean} draining   the edge said it will go away
- * @property {Welcome} [welcome]  online: what the edge said of itself
- *
- * @typedef {{ connection: string, node: string, region: string, user?: string, limits: Record<string, number> }} Welcome
- *
- * @typedef {object} Message
- * @property {string} stream
- * @property {number} sequence
- * @property {number | null} previous sequence of the event before; null where the edge knows none
- * @property {any} data
- * @property {boolean} [snapshot]
- * @property {string} [epoch]      of a signed event: what the sequence counts in
- * @property {string} [signature]  of a signed event: a detached JWS over stream, epoch, sequence and data
- * @property {boolean} [verified]  with `jwks`: whether the signature is good; absent where the event has none, or where nobody
- *   can say (no Ed25519 in this browser, no keys to be had), which `client.stats.unverifiable` counts
- *
- * @typedef {object} Break something a handler should know before the next event of the stream
- * @property {string} stream
- * @property {"gap" | "missed" | "reset" | "rejected"} kind
- *   gap: the edge's events do not link up; missed: events went by while this client was away; reset: numbered anew, all that
- *   was known is void; rejected: the edge refuses the stream
- * @property {number | null} after  last sequence delivered before
- * @property {number | null} before gap: `previous` of the next event; missed: where the stream stood at the subscription
- * @property {string} [code]
- * @property {string} [message]
+ * @typedef {import("./link.js").Position} Position
+ * @typedef {import("./connection.js").Phase} Phase
+ * @typedef {import("./connection.js").State} State
+ * @typedef {import("./connection.js").Welcome} Welcome
+ * @typedef {import("./stream.js").Message} Message
+ * @typedef {import("./stream.js").Break} Break
+ * @typedef {import("./stream.js").Rejection} Rejection
  */
 
-// First delay after a lost connection, doubled with each failure up to the last. Each delay is drawn from its upper half, so
-// that the clients of a lost edge do not come back in step.
-const FIRST_DELAY_MS = 250;
-const LAST_DELAY_MS = 10_000;
-
-// A connection that has no welcome by then is given up: a handshake across the world takes well under two seconds.
-const CONNECT_TIMEOUT_MS = 8_000;
-
-// Round trips are measured this often; the answer also shows that the connection lives.
-const PING_INTERVAL_MS = 2_000;
-
-// Nothing at all for so long, with pings unanswered and the edge's own heartbeat (5 s) missed twice: the connection is dead.
-const SILENCE_LIMIT_MS = 11_000;
-
 // An edge that could not reach anyone who knows a stream answers `unavailable`: ask again after so long.
-const RESUBSCRIBE_DELAY_MS = 1_000;
-
-// The edge's own limit of names in one request.
-const STREAMS_PER_REQUEST = 1024;
-
-// Pings without an answer that are remembered.
-const PINGS_IN_FLIGHT = 8;
-
-// What the edge is asked to speak; a token goes beside it, as browsers can put it nowhere else but into the address.
-const SUBPROTOCOL = "tickmesh.v1";
-
-// The edge closes with this when credentials have expired or were taken back. With a new token one more attempt is made.
-const CREDENTIALS_CLOSE_CODE = 4401;
-
-// Close codes after which coming back without a change is useless: protocol, text that is not UTF-8, policy, too big, credentials.
-const FINAL_CLOSE_CODES = new Set([1002, 1007, 1008, 1009, CREDENTIALS_CLOSE_CODE]);
-
-// Close code of an edge that drains, and of one that has too many clients or requests.
-const DRAIN_CLOSE_CODE = 1001;
-const RATE_CLOSE_CODE = 4429;
-
-// After 4429 the backoff begins as if so many attempts had failed: one to two seconds.
-const RATE_ATTEMPTS = 4;
-
-// A connection that lived shorter than this did not really succeed: the backoff goes on where it was.
-const STABLE_AFTER_MS = 5_000;
+const ASK_AGAIN_MS = 1_000;
 
 // Rejections that pass.
 const PASSING_CODES = new Set(["unavailable", "rate_limited", "overloaded", "internal"]);
 
-/** One stream this client wants, and where it stands. */
-class Stream {
-  /** @type {Set<Subscriber>} */
-  subscribers = new Set();
-  /** @type {"wanted" | "asked" | "live" | "rejected"} */
-  status = "wanted";
-  /** @type {number | null} */
-  sequence = null;
-  /** @type {string | number | null} */
-  epoch = null;
-  gaps = 0;
-  duplicates = 0;
-  /** Events up to here may come again from an edge that is behind the one before. */
-  replayUntil = -1;
-  /** Id of the subscribe request that is not to be mistaken for an older one. */
-  request = 0;
-
-  constructor(name) {
-    this.name = name;
-  }
-}
-
-/** @typedef {{ onMessage: (message: Message) => void, onBreak?: (cause: Break) => void }} Subscriber */
+// Rejections by which the edge tells that events are lost; the stream goes on.
+const LOST_CODES = new Set(["resume_gap", "epoch_changed"]);
 
 export class TickmeshClient {
+  #connection;
   #options;
-  #urls;
-  #urlIndex = 0;
-  #socket = null;
   /** @type {Map<string, Stream>} */
   #streams = new Map();
+  /** Where streams of another process stood that are not subscribed yet. @type {Map<string, Position | number | null>} */
+  #kept;
   #nextId = 1;
-  #pings = new Map();
-  #timers = { connect: null, retry: null, ping: null, resubscribe: null, drain: null };
-  #heardAt = 0;
-  #onlineAt = 0;
-  #failures = 0;
-  /** The attempt that waits for its token. */
-  #opening = null;
+  /** @type {ReturnType<typeof setTimeout> | null} */
+  #askingAgain = null;
+  /** Whether the edge is being asked for the epochs of streams. */
+  #askingEpochs = false;
   /** @type {Verifier | null} */
   #verifier;
-  /** Ends when everything received so far has been handed on; null if nothing waits. */
-  #verifying = null;
-  /** Tokens refused since one was accepted for a while. */
-  #refusals = 0;
-  /** @type {State} */
-  #state;
 
   /**
-   * Since the client was made. `missed`: streams that went on while it was away; `replayed`: events that an edge behind the one
-   * before sent again; `unlinked`: events in mid-stream without `previous`, so that nobody can say whether one is missing;
+   * Since the client was made. `resumed`: streams that went on after a lost connection with nothing missing; `replayed`: events
+   * they had missed and were given; `gaps`: how often events were lost; `duplicates`: events that came again and were dropped;
    * `verified`, `forged`, `unverifiable`: signed events by what became of their signatures.
    */
   stats = {
-    events: 0, bytes: 0, gaps: 0, duplicates: 0, missed: 0, replayed: 0, unlinked: 0, connections: 0, errors: 0,
+    events: 0, bytes: 0, resumed: 0, replayed: 0, gaps: 0, duplicates: 0, connections: 0, errors: 0,
     verified: 0, forged: 0, unverifiable: 0,
   };
 
@@ -159,36 +74,50 @@ export class TickmeshClient {
    * @param {(state: State) => void} [options.onState]
    * @param {(ms: number) => void} [options.onRoundTrip]
    * @param {(error: { code: string, message: string }) => void} [options.onError] `error` messages of the edge
-   * @param {typeof WebSocket} [options.WebSocket]
+   * @param {any} [options.WebSocket] the class, where there is no global one
    * @param {() => number} [options.random] in [0, 1)
    * @param {() => string | Promise<string>} [options.token] gives the token to sign in with; asked at each connection, and
    *   again before one expires
    * @param {string | URL | import("./signature.js").Jwks} [options.jwks] public keys to verify signed events with: an
    *   address, or the set itself; best had from the exchange and not from the edge
+   * @param {Record<string, Position | number | null>} [options.positions] where streams stood: they are resumed from there
    * @param {string[]} [options.protocols] subprotocols, if no token is given
    */
   constructor(options) {
-    if (!options.urls?.length) throw new TypeError("urls must name at least one edge");
-    this.#options = { WebSocket: globalThis.WebSocket, random: Math.random, ...options };
+    checkUrls(options.urls);
+    this.#options = options;
+    this.#kept = new Map(Object.entries(options.positions ?? {}));
     this.#verifier = options.jwks ? new Verifier(options.jwks) : null;
-    this.#urls = [...options.urls];
-    this.#state = { phase: "idle", url: this.#urls[0], attempt: 0, draining: false };
+    this.#connection = new Connection(
+      { WebSocket: globalThis.WebSocket, random: Math.random, ...options },
+      {
+        onText: (text, order) => this.#receive(text, order),
+        onDrop: () => this.#interrupt(),
+        onState: (state) => options.onState?.(state),
+        onRoundTrip: (ms) => options.onRoundTrip?.(ms),
+      },
+    );
   }
 
   /** @returns {State} */
   get state() {
-    return this.#state;
+    return this.#connection.state;
+  }
+
+  /** Where all streams stand that can be resumed, as `positions` takes it. @returns {Record<string, Position | number | null>} */
+  get positions() {
+    const known = [...this.#streams.values()].filter(({ link }) => link.isKnown);
+    return Object.fromEntries([...this.#kept, ...known.map(({ name, link }) => [name, link.toJSON()])]);
   }
 
   /** Begins; comes back by itself until close(). */
   connect() {
-    if (this.#state.phase === "idle" || this.#state.phase === "closed") this.#open(0);
+    this.#connection.connect();
   }
 
   /** Ends the connection and all attempts. Subscriptions are kept for the next connect(). */
   close() {
-    this.#drop("closed by this client");
-    this.#setState({ phase: "idle", attempt: 0, draining: false });
+    this.#connection.close();
   }
 
   /**
@@ -197,17 +126,13 @@ export class TickmeshClient {
    * @param {string[]} urls the preferred one first
    */
   moveTo(urls) {
-    if (!urls.length) throw new TypeError("urls must name at least one edge");
-    this.#drop("moved to another edge");
-    this.#urls = [...urls];
-    this.#urlIndex = 0;
-    this.#failures = 0;
-    this.#open(0);
+    checkUrls(urls);
+    this.#connection.moveTo(urls);
   }
 
   /** Does not wait for the next attempt: the network is back, or a person asks. */
   retryNow() {
-    if (this.#state.phase === "waiting" || this.#state.phase === "closed") this.#open(this.#state.attempt);
+    this.#connection.retryNow();
   }
 
   /**
@@ -219,8 +144,8 @@ export class TickmeshClient {
   subscribe(names, onMessage, { onBreak } = {}) {
     const subscriber = { onMessage, onBreak };
     for (const name of names) {
-      if (!this.#streams.has(name)) this.#streams.set(name, new Stream(name));
-      this.#streams.get(name).subscribers.add(subscriber);
+      const stream = this.#streams.get(name) ?? this.#add(name);
+      stream.subscribers.add(subscriber);
     }
     this.#ask();
     return { unsubscribe: () => this.#leave(names, subscriber) };
@@ -230,113 +155,18 @@ export class TickmeshClient {
    * Where a stream stands; undefined if nobody subscribed to it.
    *
    * @param {string} name
-   * @returns {{ status: string, sequence: number | null, epoch: any, gaps: number, duplicates: number } | undefined}
+   * @returns {{ status: string, sequence: number | null, epoch: string | null, gaps: number, duplicates: number } | undefined}
    */
   stream(name) {
     const stream = this.#streams.get(name);
     if (!stream) return undefined;
-    const { status, sequence, epoch, gaps, duplicates } = stream;
-    return { status, sequence, epoch, gaps, duplicates };
-  }
-
-  // The connection
-
-  #open(attempt) {
-    this.#clearTimer("retry");
-    const url = this.#urls[this.#urlIndex];
-    this.#onlineAt = 0;
-    this.#setState({ phase: "connecting", url, attempt, draining: false, retryAt: undefined, welcome: undefined });
-    if (!this.#options.token) {
-      this.#dial(url, this.#options.protocols ?? []);
-      return;
-    }
-    const opening = (this.#opening = {});
-    this.#token().then(
-      (token) => this.#opening === opening && this.#dial(url, [SUBPROTOCOL, `bearer.${token}`]),
-      (error) => this.#opening === opening && this.#again(`no token: ${error.message}`),
-    );
-  }
-
-  async #token() {
-    return this.#options.token();
-  }
-
-  #dial(url, protocols) {
-    this.#opening = null;
-    let socket;
-    try {
-      socket = new this.#options.WebSocket(url, protocols);
-    } catch (error) {
-      this.#again(`no connection: ${error.message}`);
-      return;
-    }
-    this.#socket = socket;
-    // A socket that was given up still has events to come: they are not this connection's.
-    const current = (handle) => (event) => {
-      if (this.#socket === socket) handle(event);
-    };
-    socket.onmessage = current((event) => this.#receive(event.data, socket));
-    socket.onclose = current((event) => this.#inOrder(socket, undefined, () => this.#closed(event)));
-    this.#timers.connect = setTimeout(() => {
-      this.#drop("no welcome in time");
-      this.#again("no welcome in time");
-    }, CONNECT_TIMEOUT_MS);
-  }
-
-  #closed({ code, reason }) {
-    const words = reason || (code === 1006 ? "connection lost" : `closed with ${code}`);
-    if (this.#onlineAt && Date.now() - this.#onlineAt > STABLE_AFTER_MS) this.#refusals = 0;
-    this.#drop(words);
-    const renewable = code === CREDENTIALS_CLOSE_CODE && this.#options.token && this.#refusals++ === 0;
-    if (FINAL_CLOSE_CODES.has(code) && !renewable) {
-      this.#setState({ phase: "closed", reason: words, welcome: undefined });
-    } else {
-      this.#again(words, code);
-    }
-  }
-
-  /** Ends the socket, if there is one, without a word to its handlers. */
-  #drop(reason) {
-    for (const name of Object.keys(this.#timers)) this.#clearTimer(name);
-    const socket = this.#socket;
-    this.#socket = null;
-    this.#opening = null;
-    this.#verifying = null;
-    this.#pings.clear();
-    for (const stream of this.#streams.values()) stream.status = "wanted";
-    if (socket && socket.readyState <= 1) socket.close(1000, reason);
-  }
-
-  #again(reason, code) {
-    if (this.#onlineAt && Date.now() - this.#onlineAt > STABLE_AFTER_MS) this.#failures = 0;
-    this.#failures = Math.max(this.#failures + 1, code === RATE_CLOSE_CODE ? RATE_ATTEMPTS : 1);
-    // The same edge once more, then the others in turn; an edge that drains is left at once.
-    if (this.#failures > 1 || code === DRAIN_CLOSE_CODE) this.#urlIndex = (this.#urlIndex + 1) % this.#urls.length;
-    const delay = backoff(this.#failures, this.#options.random);
-    const url = this.#urls[this.#urlIndex];
-    const [attempt, retryAt] = [this.#failures, Date.now() + delay];
-    this.#setState({ phase: "waiting", url, attempt, reason, retryAt, draining: false, welcome: undefined });
-    this.#timers.retry = setTimeout(() => this.#open(attempt), delay);
-  }
-
-  #setState(change) {
-    this.#state = { ...this.#state, ...change };
-    this.#options.onState?.(this.#state);
-  }
-
-  #clearTimer(name) {
-    clearTimeout(this.#timers[name]);
-    this.#timers[name] = null;
-  }
-
-  #send(message) {
-    if (this.#socket?.readyState === 1) this.#socket.send(JSON.stringify(message));
+    const { status, link, gaps, duplicates } = stream;
+    return { status, sequence: link.last?.sequence ?? null, epoch: link.last?.epoch ?? null, gaps, duplicates };
   }
 
   // What the edge says
 
-  #receive(text, socket) {
-    this.#heardAt = Date.now();
+  #receive(text, order) {
     let message;
     try {
       message = JSON.parse(text);
@@ -346,38 +176,11 @@ export class TickmeshClient {
     }
     if (message.event === undefined) this.stats.bytes += text.length;
     const signed = this.#verifier && message.event === undefined && message.signature !== undefined;
-    const verdict = signed ? this.#verifier.verify(text, message) : undefined;
-    this.#inOrder(socket, verdict, (verified) => {
+    const verdict = signed ? this.#verifier?.verify(text, message) : undefined;
+    order.run(verdict, (verified) => {
       if (signed) this.#note(message, verified);
       this.#handle(message);
     });
-  }
-
-  /**
-   * Does something when everything before it is done and, where there is a verdict to wait for, that is there. Signatures are
-   * verified side by side, and what they say is handed on in order; without any, nothing waits.
-   */
-  #inOrder(socket, verdict, act) {
-    if (!verdict && !this.#verifying) {
-      act(undefined);
-      return;
-    }
-    const before = this.#verifying;
-    const done = (async () => {
-      const verified = await verdict;
-      await before;
-      try {
-        // What a given-up socket has said is not this connection's.
-        if (this.#socket === socket) act(verified);
-      } catch (error) {
-        // A handler's, to be seen as if nothing had waited; what comes next goes on.
-        queueMicrotask(() => {
-          throw error;
-        });
-      }
-      if (this.#verifying === done) this.#verifying = null;
-    })();
-    this.#verifying = done;
   }
 
   #note(message, verified) {
@@ -399,113 +202,112 @@ export class TickmeshClient {
         return this.#welcome(message);
       case "subscribed":
         return this.#subscribed(message);
+      case "resumed":
+        return this.#resumed(message);
+      case "streams":
+        return this.#learnEpochs(message);
       case "pong":
-        return this.#pong(message.id);
+        return this.#connection.pong(message.id);
       case "reset":
         return this.#reset(message);
       case "warning":
-        return this.#warned(message);
+        return message.code === "token_expired" ? void this.#connection.tokens?.refresh() : undefined;
+      case "authenticated":
+        return this.#connection.tokens?.authenticated(message.expiresAt);
       case "draining":
-        return this.#draining(message.reconnectAfter);
+        return this.#connection.draining(message.reconnectAfter);
       case "error":
-        this.stats.errors += 1;
-        return this.#options.onError?.(message);
+        return this.#error(message);
       default:
         // heartbeat, unsubscribed, and what later versions add.
     }
   }
 
   #welcome(welcome) {
-    this.#clearTimer("connect");
     this.stats.connections += 1;
-    this.#onlineAt = Date.now();
-    this.#setState({ phase: "online", attempt: 0, reason: undefined, welcome });
+    this.#connection.welcomed(welcome);
     this.#ask();
-    this.#ping();
-    this.#timers.ping = setInterval(() => this.#ping(), PING_INTERVAL_MS);
+    this.#connection.watch();
   }
 
   #data(message) {
     const stream = this.#streams.get(message.stream);
-    // Before `subscribed` these are leftovers of a subscription that was given up.
-    if (!stream || stream.status !== "live") return;
-    const { sequence, previous } = message;
-    const last = stream.sequence;
-    if (last !== null && !message.snapshot) {
-      if (sequence <= last && sequence <= stream.replayUntil) {
-        this.stats.replayed += 1;
-        return;
-      }
-      if (sequence <= last) {
-        stream.duplicates += 1;
-        this.stats.duplicates += 1;
-        return;
-      }
-      if (previous === null) {
-        this.stats.unlinked += 1;
-      } else if (previous > last) {
-        stream.gaps += 1;
-        this.stats.gaps += 1;
-        this.#tell(stream, { kind: "gap", after: last, before: previous });
-      }
+    if (!stream?.takesEvents) return;
+    const after = stream.link.last?.sequence ?? null;
+    const verdict = stream.link.advance(message);
+    if (verdict === "duplicate") {
+      stream.duplicates += 1;
+      this.stats.duplicates += 1;
+      return;
     }
-    stream.sequence = sequence;
+    if (verdict === "gap") this.#gap(stream, { after, before: message.previous, sequence: message.sequence });
     this.stats.events += 1;
+    if (stream.link.last?.epoch === null) this.#askEpochs();
     for (const subscriber of stream.subscribers) subscriber.onMessage(message);
   }
 
   #reset({ stream: name, epoch }) {
     const stream = this.#streams.get(name);
     if (!stream) return;
-    const after = stream.sequence;
-    stream.sequence = null;
-    stream.replayUntil = -1;
-    stream.epoch = epoch;
-    this.#tell(stream, { kind: "reset", after, before: null });
+    const after = stream.link.last?.sequence ?? null;
+    stream.link.reset(epoch);
+    stream.tell({ kind: "reset", after });
   }
 
-  /** Shows a new token before the one in use expires. */
-  #warned({ code }) {
-    if (code !== "token_expired" || !this.#options.token) return;
-    const socket = this.#socket;
-    this.#token().then(
-      (token) => this.#socket === socket && this.#send({ action: "authenticate", id: this.#nextId++, token }),
-      // The connection will be closed, and the next one asks again.
-      () => undefined,
-    );
+  #error(error) {
+    this.stats.errors += 1;
+    if (error.id === Tokens.ID) this.#connection.tokens?.refused();
+    // A request that was refused as a whole.
+    for (const stream of this.#streams.values()) if (stream.isAsked(error.id)) this.#reject(stream, error);
+    this.#options.onError?.(error);
   }
 
-  #draining(reconnectAfter) {
-    // Until then the edge still delivers. Up to half as long again, so that its clients do not arrive together.
-    const delay = Math.max(0, Number(reconnectAfter) || 0) * (1 + this.#options.random() / 2);
-    this.#setState({ draining: true });
-    this.#clearTimer("drain");
-    this.#timers.drain = setTimeout(() => {
-      this.#drop("the edge drains");
-      this.#urlIndex = (this.#urlIndex + 1) % this.#urls.length;
-      this.#open(0);
-    }, delay);
-  }
-
-  #tell(stream, cause) {
-    for (const subscriber of stream.subscribers) subscriber.onBreak?.({ stream: stream.name, ...cause });
+  #gap(stream, cause) {
+    stream.gaps += 1;
+    this.stats.gaps += 1;
+    stream.tell({ kind: "gap", ...cause });
   }
 
   // Subscriptions
 
-  /** Asks for every stream that is wanted and not yet asked for. */
-  #ask() {
-    if (this.#state.phase !== "online") return;
-    const wanted = [...this.#streams.values()].filter((stream) => stream.status === "wanted");
-    for (let i = 0; i < wanted.length; i += STREAMS_PER_REQUEST) {
-      const part = wanted.slice(i, i + STREAMS_PER_REQUEST);
-      const id = this.#nextId++;
-      for (const stream of part) {
-        stream.status = "asked";
-        stream.request = id;
-      }
-      this.#send({ action: "subscribe", id, streams: part.map(({ name }) => name) });
+  #add(name) {
+    const stream = new Stream(name);
+    const kept = this.#kept.get(name);
+    if (kept !== undefined) stream.link.begin(kept);
+    this.#kept.delete(name);
+    this.#streams.set(name, stream);
+    return stream;
+  }
+
+  #interrupt() {
+    if (this.#askingAgain !== null) clearTimeout(this.#askingAgain);
+    this.#askingAgain = null;
+    this.#askingEpochs = false;
+    for (const stream of this.#streams.values()) {
+      stream.status = "wanted";
+      stream.link.interrupt();
     }
+  }
+
+  /** Asks for every stream that is wanted and not yet asked for: resumes what was here before. */
+  #ask() {
+    if (!this.#connection.isOnline) return;
+    const wanted = [...this.#streams.values()].filter(({ status }) => status === "wanted");
+    const bytes = this.state.welcome?.limits?.message_bytes;
+    for (const part of inRequests(wanted.filter(({ link }) => link.isKnown), bytes)) {
+      this.#request(part, "resuming", {
+        action: "resume", positions: Object.fromEntries(part.map(({ name, link }) => [name, link.toJSON()])),
+      });
+    }
+    for (const part of inRequests(wanted.filter(({ link }) => !link.isKnown), bytes)) {
+      this.#request(part, "subscribing", { action: "subscribe", streams: part.map(({ name }) => name) });
+    }
+  }
+
+  #request(streams, status, message) {
+    const id = this.#nextId++;
+    for (const stream of streams) Object.assign(stream, { status, request: id });
+    this.#connection.send({ id, ...message });
   }
 
   #leave(names, subscriber) {
@@ -514,84 +316,82 @@ export class TickmeshClient {
       const stream = this.#streams.get(name);
       if (!stream?.subscribers.delete(subscriber) || stream.subscribers.size > 0) continue;
       this.#streams.delete(name);
-      if (stream.status === "asked" || stream.status === "live") left.push(name);
+      if (stream.status !== "wanted" && stream.status !== "rejected") left.push(stream);
     }
-    if (left.length) this.#send({ action: "unsubscribe", id: this.#nextId++, streams: left });
+    for (const part of inRequests(left)) {
+      this.#connection.send({ action: "unsubscribe", id: this.#nextId++, streams: part.map(({ name }) => name) });
+    }
   }
 
   #subscribed({ id, streams = [], positions = {}, rejected = [] }) {
-    for (const name of streams) {
-      const stream = this.#streams.get(name);
-      // An answer to an older request: the stream was left and asked for again since.
-      if (!stream || stream.status !== "asked" || stream.request !== id) continue;
+    for (const stream of this.#answered(id, streams)) {
       stream.status = "live";
-      this.#resumeAt(stream, positions[name]);
+      stream.link.begin(positions[stream.name]);
     }
-    for (const { stream: name, code, message } of rejected) {
-      const stream = this.#streams.get(name);
-      if (!stream || stream.request !== id) continue;
-      const passing = PASSING_CODES.has(code);
-      stream.status = passing ? "wanted" : "rejected";
-      if (passing && this.#timers.resubscribe === null) {
-        this.#timers.resubscribe = setTimeout(() => {
-          this.#timers.resubscribe = null;
-          this.#ask();
-        }, RESUBSCRIBE_DELAY_MS);
+    for (const rejection of rejected) {
+      for (const stream of this.#answered(id, [rejection.stream])) this.#reject(stream, rejection);
+    }
+  }
+
+  /** What was missed has been handed on already. */
+  #resumed({ id, streams = [], positions = {}, rejected = [] }) {
+    for (const { stream: name, from, replayed } of streams) {
+      for (const stream of this.#answered(id, [name])) {
+        stream.status = "live";
+        if (from) stream.link.learn(from.epoch);
+        this.stats.resumed += 1;
+        this.stats.replayed += replayed;
       }
-      this.#tell(stream, { kind: "rejected", after: stream.sequence, before: null, code, message });
+    }
+    for (const rejection of rejected) {
+      for (const stream of this.#answered(id, [rejection.stream])) {
+        if (LOST_CODES.has(rejection.code)) this.#goOn(stream, rejection, positions[stream.name] ?? null);
+        else this.#reject(stream, rejection);
+      }
     }
   }
 
-  /** Everything after `position` will come: what lies between the last event seen and it will not. */
-  #resumeAt(stream, position) {
-    if (!position) return;
-    const last = stream.sequence;
-    if (stream.epoch !== null && stream.epoch !== position.epoch) {
-      this.#tell(stream, { kind: "reset", after: last, before: position.sequence });
-    } else if (last !== null && position.sequence > last) {
-      this.stats.missed += 1;
-      this.#tell(stream, { kind: "missed", after: last, before: position.sequence });
-    } else if (last !== null && position.sequence < last) {
-      // This edge is behind the one before: it will send events that were delivered already. They are dropped, and are
-      // no fault of anyone.
-      stream.epoch = position.epoch;
-      stream.replayUntil = last;
-      return;
-    }
-    stream.epoch = position.epoch;
-    stream.sequence = position.sequence;
+  /** The edge tells that events of a stream are lost, and where it goes on. */
+  #goOn(stream, { code, message, oldest }, position) {
+    const last = stream.link.last;
+    const after = last?.sequence ?? null;
+    stream.status = "live";
+    stream.link.begin(position);
+    this.#gap(stream, { after, before: position?.sequence ?? null, sequence: null, code, message, oldest });
+    const renumbered = position && last && last.epoch !== null && last.epoch !== position.epoch;
+    if (renumbered) stream.tell({ kind: "reset", after });
   }
 
-  // Signs of life
-
-  #ping() {
-    if (Date.now() - this.#heardAt > SILENCE_LIMIT_MS) {
-      this.#drop("silence");
-      this.#again("no sign of life from the edge");
-      return;
+  #reject(stream, { code, message }) {
+    const passing = PASSING_CODES.has(code);
+    stream.status = passing ? "wanted" : "rejected";
+    if (passing && this.#askingAgain === null) {
+      this.#askingAgain = setTimeout(() => {
+        this.#askingAgain = null;
+        this.#ask();
+      }, ASK_AGAIN_MS);
     }
-    const id = this.#nextId++;
-    if (this.#pings.size === PINGS_IN_FLIGHT) this.#pings.delete(this.#pings.keys().next().value);
-    this.#pings.set(id, performance.now());
-    this.#send({ action: "ping", id });
+    stream.tell({ kind: "rejected", after: stream.link.last?.sequence ?? null, code, message });
   }
 
-  #pong(id) {
-    const sent = this.#pings.get(id);
-    if (sent === undefined) return;
-    this.#pings.delete(id);
-    this.#options.onRoundTrip?.(performance.now() - sent);
+  /** The streams of these names that wait for just this answer: others were left, and asked for again since. */
+  #answered(id, names) {
+    return names.map((name) => this.#streams.get(name)).filter((stream) => stream?.isAsked(id));
+  }
+
+  /** A stream that was empty has events now. An edge elsewhere must not take its number for one of another epoch. */
+  #askEpochs() {
+    if (this.#askingEpochs) return;
+    this.#askingEpochs = true;
+    this.#connection.send({ action: "streams", id: this.#nextId++ });
+  }
+
+  #learnEpochs({ positions = {} }) {
+    this.#askingEpochs = false;
+    for (const [name, position] of Object.entries(positions)) this.#streams.get(name)?.link.learn(position.epoch);
   }
 }
 
-/**
- * How long to wait before an attempt: doubles from 250 ms to 10 s, drawn from the upper half.
- *
- * @param {number} attempt 1 for the first
- * @param {() => number} random in [0, 1)
- * @returns {number} ms
- */
-export function backoff(attempt, random) {
-  const ceiling = Math.min(LAST_DELAY_MS, FIRST_DELAY_MS * 2 ** Math.min(attempt - 1, 16));
-  return ceiling / 2 + (ceiling / 2) * random();
+function checkUrls(urls) {
+  if (!urls?.length) throw new TypeError("urls must name at least one edge");
 }

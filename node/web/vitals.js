@@ -20,7 +20,7 @@ export class Vitals {
   #state = byId("state");
   #retry = byId("retry");
   #nodes = Object.fromEntries(
-    ["edge", "rate", "p50", "p99", "trip", "stream", "sequence", "continuity", "continuity-text", "missed"].map((name) => [
+    ["edge", "rate", "p50", "p99", "trip", "stream", "sequence", "continuity", "continuity-text", "replayed"].map((name) => [
       name, byId(`vital-${name}`),
     ]),
   );
@@ -104,7 +104,7 @@ export class Vitals {
   }
 
   #continuity() {
-    const { gaps, duplicates, missed } = this.#client.stats;
+    const { gaps, duplicates, replayed } = this.#client.stats;
     const { mismatches = 0 } = this.#market?.book ?? {};
     const faults = [
       count(gaps, "gap"), count(duplicates, "duplicate"), count(mismatches, "book mismatch", "book mismatches"),
@@ -114,8 +114,7 @@ export class Vitals {
     setData(this.#nodes.continuity, "level", faults.length ? "bad" : "ok");
     setData(this.#nodes.continuity, "gaps", gaps);
     setData(this.#nodes.continuity, "duplicates", duplicates);
-    // Without resume a stream goes on while this page is away. That is said, and is no fault of the edge.
-    setText(this.#nodes.missed, missed ? `skipped at reconnect: ${count(missed, "stream")}` : "");
+    setText(this.#nodes.replayed, replayed ? `replayed after reconnect: ${count(replayed, "event")}` : "");
   }
 }
 
