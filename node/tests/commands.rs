@@ -85,6 +85,21 @@ fn an_api_key_is_made_with_its_entry_and_accepted_by_check() {
 }
 
 #[test]
+fn a_client_says_what_is_wrong_with_its_files() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("broken.json"), "{\"positions\":{\"trades.a\":-1}}").unwrap();
+    for (option, file, words) in [
+        ("--resume", "broken.json", "broken.json: no positions as --resume writes them"),
+        ("--token-file", "absent.token", "cannot read the token in absent.token"),
+    ] {
+        let output = tickmesh(folder.path(), &["client", "--subscribe", "trades.a", option, file]);
+        assert_eq!(output.status.code(), Some(1));
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains(words), "{said}");
+    }
+}
+
+#[test]
 fn a_token_says_what_it_was_told() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("secret"), "a secret of thirty-two bytes or so\n").unwrap();

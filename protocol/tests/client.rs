@@ -367,8 +367,16 @@ fn data_frames_are_these_texts() {
         first,
         r#"{"stream":"trades.btc_usdt","sequence":9007199254740991,"previous":null,"data": [1.0] }"#
     );
-    let ServerMessage::Data(DataMessage { stream: name, epoch, sequence, previous, data, signature }) =
-        ServerMessage::parse(&first).unwrap()
+    let ServerMessage::Data(DataMessage {
+        stream: name,
+        epoch,
+        sequence,
+        previous,
+        data,
+        signature,
+        snapshot: false,
+        conflated: false,
+    }) = ServerMessage::parse(&first).unwrap()
     else {
         panic!("no data: {first}");
     };

@@ -102,7 +102,7 @@ pub enum ResumeFrom {
 }
 
 /// The last that a client has of a stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum LastSeen {
     At(Position),

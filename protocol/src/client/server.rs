@@ -153,6 +153,12 @@ pub struct DataMessage<'a> {
     pub sequence: Sequence,
     /// `null` where no event before this one is known.
     pub previous: Option<Sequence>,
+    /// All events up to this one added up: it replaces what was before.
+    #[serde(default)]
+    pub snapshot: bool,
+    /// The newest one for a client that read slowly: those before it were left out.
+    #[serde(default)]
+    pub conflated: bool,
     /// Exact JSON text.
     #[serde(borrow)]
     pub data: &'a RawValue,

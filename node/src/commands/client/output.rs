@@ -15,6 +15,9 @@ const LONGEST_LATENCY_US: u64 = 60_000_000;
 pub(super) struct Output {
     format: Format,
     events: u64,
+    /// How often events are missing.
+    gaps: u64,
+    /// Events that came again, or too late.
     wrong: u64,
     /// Events that were signed as they should be, and that were not; told if signatures are looked at.
     verified: u64,
@@ -31,7 +34,7 @@ struct Timestamped {
 impl Output {
     pub(super) fn new(format: Format, latency: bool) -> Self {
         let latencies_us = latency.then(|| Histogram::new_with_max(LONGEST_LATENCY_US, 3).ok()).flatten();
-        Self { format, events: 0, wrong: 0, verified: 0, forged: 0, latencies_us }
+        Self { format, events: 0, gaps: 0, wrong: 0, verified: 0, forged: 0, latencies_us }
     }
 
     /// Prints an event. `verified`: whether its signature is good; nothing if it has none, or nobody looked.
@@ -72,6 +75,12 @@ impl Output {
         eprintln!("{text}");
     }
 
+    /// Events are lost, whether the edge told it or it shows.
+    pub(super) fn missed(&mut self, text: &str) {
+        self.gaps += 1;
+        eprintln!("missed: {text}");
+    }
+
     pub(super) fn wrong(&mut self, text: &str) {
         self.wrong += 1;
         eprintln!("wrong: {text}");
@@ -85,7 +94,7 @@ impl Output {
 
     /// Prints the sums; whether nothing was wrong.
     pub(super) fn finish(&self) -> bool {
-        eprint!("{} events, {} missed, doubled or out of order", self.events, self.wrong);
+        eprint!("{} events, {} gaps, {} doubled or out of order", self.events, self.gaps, self.wrong);
         if self.verified + self.forged > 0 {
             eprint!(", {} verified, {} not signed as they should be", self.verified, self.forged);
         }
@@ -95,7 +104,7 @@ impl Output {
             }
         }
         eprintln!();
-        self.wrong == 0 && self.forged == 0
+        self.gaps == 0 && self.wrong == 0 && self.forged == 0
     }
 }
 
