@@ -38,7 +38,7 @@ fn market() -> String {
 }
 
 fn role<'a>(name: &'a str, region: &'a str, roles: &'a str, more: &'a str) -> Role<'a> {
-    Role { name, region, roles, ports: Ports::default(), node: "", more }
+    Role { name, region, roles, ports: Ports::default(), node: "", ops: "", more }
 }
 
 /// A running `tickmesh client`. Killed when dropped.
@@ -119,8 +119,15 @@ async fn a_client_whose_edge_is_killed_goes_on_at_another_and_after_its_own_end(
     for edge in ["eu-1", "us-1", "ap-1"] {
         network.key(edge);
     }
-    let role =
-        |name, region, roles, more| Role { name, region, roles, ports: Ports::default(), node: "", more };
+    let role = |name, region, roles, more| Role {
+        name,
+        region,
+        roles,
+        ports: Ports::default(),
+        node: "",
+        ops: "",
+        more,
+    };
     let market = market();
     let ingest = network.start(&role("ingest-1", "eu-west", "[\"ingest\"]", &market), &publishers, &[]);
     let [mut eu, us, ap]: [Node; 3] = [("eu-1", "eu-west"), ("us-1", "us-east"), ("ap-1", "ap-northeast")]
