@@ -126,7 +126,7 @@ provision() {
         once "$CACHE/autobahn" tests/autobahn/requirements.txt install_autobahn || return 1
         once "$CACHE/kafka" tests/kafka/pom.xml fetch_kafka || return 1
         local folder
-        for folder in node/tests/browser node/tests/oidc; do
+        for folder in node/tests/{asyncapi,browser,oidc}; do
             once "$folder/node_modules" "$folder/package-lock.json" install_npm_packages "$folder" || return 1
         done
     fi
