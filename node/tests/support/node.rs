@@ -68,7 +68,8 @@ impl Network {
         self.tickmesh(&["keys", "--node", &format!("{name}.key")])
     }
 
-    fn tickmesh(&self, arguments: &[&str]) -> String {
+    /// What a command prints, run where the configurations are.
+    pub fn tickmesh(&self, arguments: &[&str]) -> String {
         let output = Command::new(binary()).args(arguments).current_dir(self.folder.path()).output().unwrap();
         assert!(
             output.status.success(),
@@ -93,6 +94,11 @@ impl Network {
              publishers = {publishers:?}\nbootstrap = {bootstrap:?}\n{more}",
             ports.mesh
         );
+        self.run(name, &text)
+    }
+
+    /// Starts a peer with a whole configuration; its operators' port must be 127.0.0.1:0, and its log JSON.
+    pub fn run(&self, name: &str, text: &str) -> Node {
         let config = self.folder.path().join(format!("{name}.toml"));
         fs::write(&config, text).unwrap();
         Node::start(config)
