@@ -52,20 +52,18 @@ impl Gateway {
         let network = Network::new();
         fs::write(network.folder().join("jwt.secret"), "a secret of this test, 32 bytes at least").unwrap();
         let publisher = network.key("ingest");
-        for edge in ["eu-1", "us-1"] {
-            network.key(edge);
-        }
+        let edges = ["eu-1", "us-1"].map(|edge| network.key(edge));
         let start = |name: &str, region: &str, role: &str, bootstrap: &[String], more: &str| {
             let text = format!(
                 "[node]\nname = {name:?}\nregion = {region:?}\nroles = [{role:?}]\n\
                  [ops]\nlisten = \"127.0.0.1:0\"\nlog_format = \"json\"\n\
                  [mesh]\nlisten = [\"/ip4/127.0.0.1/tcp/0\"]\nkey_file = \"{name}.key\"\n\
-                 publishers = [{publisher:?}]\nbootstrap = {bootstrap:?}\n{more}"
+                 publishers = [{publisher:?}]\nedges = {edges:?}\nbootstrap = {bootstrap:?}\n\
+                 [auth.jwt]\nalgorithm = \"HS256\"\nsecret_file = \"jwt.secret\"\n{more}"
             );
             network.run(name, &text)
         };
         let edge = "[edge]\nlisten = \"127.0.0.1:0\"\nshards = 1\nanonymous = [\"ticker.*\"]\n\
-             [auth.jwt]\nalgorithm = \"HS256\"\nsecret_file = \"jwt.secret\"\n\
              [[auth.role]]\nname = \"trader\"\nstreams = [\"trades.*\"]\n";
         let ingest = start("ingest", "eu-west", "ingest", &[], sources);
         let bootstrap = [ingest.mesh.clone()];
@@ -306,6 +304,49 @@ async fn backpressure() {
     assert_eq!(close.reason.as_str(), CloseCode::SlowClient.reason());
     assert_log(&client.events[TRADES], 0);
     assert_eq!(gateway.eu.metric("tickmesh_slow_client_disconnects_total", ""), 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn private_stream() {
+    const EACH: u64 = 200;
+    let users = ["alice", "bob"];
+    let broker = KafkaBroker::start();
+    broker.create_topic("orders", 1).await;
+    let gateway = Gateway::start(&format!(
+        "[[source]]\nname = \"engine\"\nkind = \"kafka\"\nbrokers = {:?}\ntopics = [\"orders\"]\nstart = \"beginning\"\n",
+        broker.bootstrap()
+    ));
+    let mut clients = Vec::new();
+    // Two connections of one user at one edge, one at another, where the other user is as well.
+    for (user, edge) in
+        [("alice", &gateway.eu), ("alice", &gateway.eu), ("alice", &gateway.us), ("bob", &gateway.us)]
+    {
+        let mut client = gateway.trader(user, edge).await;
+        let own = format!("orders.{user}");
+        client.subscribe_until_confirmed(&[&own]).await;
+        let other = if user == "alice" { "orders.bob" } else { "orders.alice" };
+        let rejected = client.subscribe(&[other]).await;
+        assert_eq!(
+            rejected.iter().map(|rejection| rejection.code).collect::<Vec<_>>(),
+            [ErrorCode::Forbidden]
+        );
+        clients.push((own, client));
+    }
+    let producer = broker.producer();
+    for number in 0..EACH {
+        for user in users {
+            let record = json!({"stream": format!("orders.{user}"), "data": {"id": number}}).to_string();
+            producer.send("orders", 0, Some(&record));
+        }
+    }
+    producer.flush();
+    for (own, client) in &mut clients {
+        client.receive_until("all orders of the user", |events| count(events, own) >= EACH).await;
+        assert_eq!(client.events.len(), 1, "somebody else's events");
+        let numbers: Vec<_> = client.events[own.as_str()].iter().map(|event| event.data.clone()).collect();
+        assert_eq!(numbers, (0..EACH).map(|number| format!(r#"{{"id":{number}}}"#)).collect::<Vec<_>>());
+        assert_linked(own, &client.events[own.as_str()]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

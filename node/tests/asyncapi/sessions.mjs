@@ -14,7 +14,7 @@ const FIRST_PORT = 8080;
 /** What is another number in each run, but the same one everywhere in it. */
 const RENAMED = new Set(["epoch", "sequence", "previous"]);
 /** What is another one each time, and compared by its type alone. */
-const VARIES = new Set(["connection", "data", "expiresAt", "replayed", "timestamp"]);
+const VARIES = new Set(["connection", "data", "expiresAt", "replayed", "signature", "timestamp"]);
 
 /** Codes of an `error` for what is no request at all. */
 const MISTAKES = new Set(["bad_request", "unknown_action"]);

@@ -14,10 +14,7 @@ import { Document } from "./document.mjs";
 import { runSessions } from "./sessions.mjs";
 
 /** Messages that the demo does not send, and why. Their examples are read by protocol/tests/asyncapi.rs. */
-const NEVER = new Map([
-  ["reset", "the demo's log is never recreated"],
-  ["order", "private streams are not served yet"],
-]);
+const NEVER = new Map([["reset", "the demo's log is never recreated"]]);
 
 const [TRADES, DEPTH, BOOK, TICKER] = ["trades", "depth", "book", "ticker"].map((channel) => `${channel}.btc_usdt`);
 const [TICKERS, ORDERS] = ["ticker.global", "orders.alice"];
@@ -281,7 +278,7 @@ test("resume from where nobody has been", async () => {
   await other.event(TRADES);
 });
 
-test("the user's own orders", { skip: NEVER.get("order") }, async () => {
+test("the user's own orders", async () => {
   const client = await open({ query: `?token=${token("--sub", "alice")}` });
   const { sequence } = await eventOf(client, ORDERS);
   const { positions } = await client.ask({ action: "streams" });
@@ -289,6 +286,8 @@ test("the user's own orders", { skip: NEVER.get("order") }, async () => {
   const at = { ...positions[ORDERS], sequence };
   const resumed = await other.ask({ action: "resume", positions: { [ORDERS]: at } });
   assert.deepEqual(resumed.rejected, []);
+  const bob = await open({ query: `?token=${token("--sub", "bob")}` });
+  assert.deepEqual(codes(await bob.ask({ action: "subscribe", streams: [ORDERS] })), { [ORDERS]: "forbidden" });
 });
 
 test("the sessions of docs/protocol.md", async () => {
