@@ -1,5 +1,5 @@
 //! Many signed-in clients with a private stream each, over three edges: each gets its own events and no others, and an edge
-//! gets just the events of its users. 500 users, or as many as `TICKMESH_CROWD` says: 10,000 in `./test long`.
+//! gets just the events of its users. 10,000 users, or as many as `TICKMESH_CROWD` says.
 
 #![allow(
     clippy::unwrap_used,
@@ -21,6 +21,7 @@ use futures_util::{SinkExt, StreamExt};
 use jsonwebtoken::{EncodingKey, Header};
 use kafka::{KafkaBroker, KafkaProducer};
 use node::{DEADLINE, Network, Node, Ports, Role, wait_until};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
 use tokio::{net::TcpStream, sync::Semaphore, task::JoinSet, time::timeout};
 use tokio_tungstenite::{
@@ -38,6 +39,12 @@ const EACH: u64 = 3;
 const AT_ONCE: usize = 64;
 
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+/// As many open files as this process, and those it starts, may have.
+fn allow_files() {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+}
 
 fn token(user: &str) -> String {
     let claims = json!({"sub": user, "exp": 4_000_000_000_u64});
@@ -129,7 +136,8 @@ async fn take(mut socket: Socket, user: String) {
 
 #[test]
 fn each_of_many_users_gets_its_own_events_and_edges_get_those_of_their_users() {
-    let users: usize = env::var("TICKMESH_CROWD").map_or(500, |users| users.parse().expect("a number"));
+    let users: usize = env::var("TICKMESH_CROWD").map_or(10_000, |users| users.parse().expect("a number"));
+    allow_files();
     let broker = KafkaBroker::start();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(broker.create_topic(TOPIC, PARTITIONS));
