@@ -15,7 +15,7 @@ fn transform(c: &mut Criterion) {
     let passing = Bytes::from_static(
         br#"{"stream":"trades.btc_usdt","data":{"price":"36200.50","quantity":"1.10","side":"buy","timestamp":1724548381123}}"#,
     );
-    group.bench_function("as_it_is", |b| b.iter(|| black_box(none.apply("market.trades", &passing))));
+    group.bench_function("as_it_is", |b| b.iter(|| black_box(none.apply("market.trades", None, &passing))));
 
     let route = |data: Option<&str>| RouteConfig {
         policy: Default::default(),
@@ -31,7 +31,7 @@ fn transform(c: &mut Criterion) {
     for (name, data) in [("key_only", None), ("projection", Some("{price: .p, quantity: .q, timestamp: .t}"))]
     {
         let routed = Transform::new(&[route(data)], None, &HashSet::new()).expect("the route compiles");
-        group.bench_function(name, |b| b.iter(|| black_box(routed.apply("market.trades", &record))));
+        group.bench_function(name, |b| b.iter(|| black_box(routed.apply("market.trades", None, &record))));
     }
     group.finish();
 }

@@ -114,9 +114,18 @@ pub struct Record {
     /// The log's leadership under which it was written, where the log has such: a Kafka leader epoch. It never falls
     /// within a partition, and rises whenever a log may have lost its end.
     pub term: Option<u32>,
+    /// What the log itself keys it by, where it does.
+    pub key: Option<Bytes>,
     pub value: Bytes,
     /// When the engine wrote it: microseconds since 1970 UTC; zero where the log says nothing.
     pub engine_time_us: u64,
+}
+
+impl Record {
+    /// What of it came from outside.
+    pub fn bytes(&self) -> usize {
+        self.key.as_ref().map_or(0, Bytes::len) + self.value.len()
+    }
 }
 
 /// What a source says.

@@ -1,6 +1,6 @@
 //! Routes: which record becomes an event of which stream, and with what data.
 //!
-//! A route names a source and a glob of its topics, and says in jq how `key` and `data` come out of the record's value.
+//! A route names a source and a glob of its topics, and says in jq how `key` and `data` come out of the record.
 //! A source without any route passes records of the form `{"stream": ..., "data": ...}` as they are. Everything here is
 //! a pure function of the record, so all ingest peers make the same events.
 
@@ -13,7 +13,9 @@ use std::{collections::HashSet, sync::Arc};
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tickmesh_protocol::{StreamName, event::MAX_EVENT_DATA_BYTES, stream::InvalidStreamName};
+use tickmesh_protocol::{
+    StreamName, UserId, event::MAX_EVENT_DATA_BYTES, stream::InvalidStreamName, user::InvalidUserId,
+};
 
 use self::jq::{Filter, JqError};
 pub use self::{policies::Policies, route::RouteConfig};
@@ -63,6 +65,8 @@ pub enum Rejected {
     NotText { part: &'static str, value: String },
     #[error(transparent)]
     Stream(#[from] InvalidStreamName),
+    #[error(transparent)]
+    User(#[from] InvalidUserId),
     #[error("data of {0} bytes; one event has at most {MAX_EVENT_DATA_BYTES}")]
     DataTooLarge(usize),
     #[error("a record of {0} bytes; at most {MAX_RECORD_BYTES} are taken")]
@@ -95,14 +99,20 @@ impl Transform {
     }
 
     /// What a record becomes: one outcome for each route that takes its topic.
-    pub fn apply(&self, topic: &str, value: &Bytes) -> Vec<Result<Transformed, Rejected>> {
-        if value.len() > MAX_RECORD_BYTES {
-            return vec![Err(Rejected::RecordTooLarge(value.len()))];
+    pub fn apply(
+        &self,
+        topic: &str,
+        key: Option<&Bytes>,
+        value: &Bytes,
+    ) -> Vec<Result<Transformed, Rejected>> {
+        let bytes = key.map_or(0, Bytes::len) + value.len();
+        if bytes > MAX_RECORD_BYTES {
+            return vec![Err(Rejected::RecordTooLarge(bytes))];
         }
         if self.routes.is_empty() {
             return vec![pass_through(value)];
         }
-        let input = match jq::parse(value) {
+        let input = match jq::parse(topic, key, value) {
             Ok(input) => input,
             Err(error) => return vec![Err(Rejected::Json(error))],
         };
@@ -122,7 +132,7 @@ impl Transform {
         };
         let mut key = text_of("key", &route.key, input)?;
         if self.private.contains(&channel) {
-            key = tickmesh_protocol::stream::escape_key(&key);
+            key = UserId::new(&key)?.key().to_owned();
         }
         let data = match &route.data {
             Some(filter) => {

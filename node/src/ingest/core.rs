@@ -199,7 +199,7 @@ impl Core {
             partition = record.partition,
             position = record.position
         );
-        for outcome in lane.transform.apply(&record.topic, &record.value) {
+        for outcome in lane.transform.apply(&record.topic, record.key.as_ref(), &record.value) {
             let outcome = outcome.map_err(|rejected| rejected.to_string()).and_then(|made| {
                 self.sequence(lane, record, made, now).map_err(|refused| refused.to_string())
             });

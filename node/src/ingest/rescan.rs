@@ -42,7 +42,7 @@ use self::{
 use crate::{
     ops::metrics::Registry,
     signing::Signer,
-    source::{LogReader, ReadError, Stretch},
+    source::{LogReader, ReadError, Record, Stretch},
     transform::Routes,
 };
 
@@ -280,7 +280,7 @@ impl Rescan {
         if epoch != key.epoch {
             return Err(RescanError::OtherEpoch { asked: key.epoch, now: epoch });
         }
-        let bytes = records.iter().map(|record| record.value.len()).sum();
+        let bytes = records.iter().map(Record::bytes).sum();
         if bytes > MAX_CHUNK_BYTES {
             return Ok(None);
         }

@@ -270,6 +270,7 @@ impl Log {
             position: written.position,
             epoch: *self.epochs.get(written.partition)?,
             term: None,
+            key: None,
             value: Bytes::from(written.value),
             engine_time_us: written.time_ms.saturating_mul(1000),
         })

@@ -1,5 +1,8 @@
 //! jq programs over one record, by jaq, under a budget of steps.
 //!
+//! Besides the record's value a program sees `$topic`, the log's name for where the record is, and `$key`, the record's own
+//! key, null if it has none.
+//!
 //! The programs come from the operator, the records from outside, and together they must not stop the stream: a program
 //! that takes more than [`MAX_STEPS`] steps on a record is ended, and the record is a dead letter. Filters that depend on
 //! anything but the record (`now`, `env`, `input`, `halt`, `debug`) do not exist here, so that every ingest peer makes
@@ -11,6 +14,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
 };
 
+use bytes::Bytes;
 use jaq_core::{
     Compiler, Ctx, DataT, Lut, Vars,
     data::HasLut,
@@ -45,6 +49,9 @@ const REMOVED: &[&str] = &[
     "inputs",
 ];
 
+/// What programs see of a record besides its value; [`Input`] has the values in this order.
+const VARIABLES: [&str; 2] = ["$topic", "$key"];
+
 /// jaq's own `range` produces any number of outputs in one step; this one takes steps.
 const RANGE: &str = "def range($from; $to; $by): $from |
     def rec: if ($by > 0 and . < $to) or ($by < 0 and . > $to) or ($by == 0 and . != $to)
@@ -54,8 +61,11 @@ const RANGE: &str = "def range($from; $to; $by): $from |
 /// A compiled program.
 pub struct Filter(jaq_core::Filter<Budgeted>);
 
-/// A record's value, parsed once for all programs that look at it.
-pub struct Input(Val);
+/// A record, parsed once for all programs that look at it.
+pub struct Input {
+    value: Val,
+    variables: Vars<Val>,
+}
 
 /// Why a program made nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -74,10 +84,14 @@ pub enum JqError {
     NotJson(String),
 }
 
-/// Parses a record's value: strict JSON (RFC 8259), not the superset that jaq reads.
-pub fn parse(value: &[u8]) -> Result<Input, String> {
+/// Parses a record's value: strict JSON (RFC 8259), not the superset that jaq reads. A key is any bytes; one that is no
+/// UTF-8 names nothing that JSON can express.
+pub fn parse(topic: &str, key: Option<&Bytes>, value: &[u8]) -> Result<Input, String> {
     check(value)?;
-    read::parse_single(value).map(Input).map_err(|error| error.to_string())
+    let value = read::parse_single(value).map_err(|error| error.to_string())?;
+    let topic = Val::utf8_str(topic.to_owned());
+    let key = key.map_or(Val::Null, |key| Val::utf8_str(key.clone()));
+    Ok(Input { value, variables: Vars::new([topic, key]) })
 }
 
 /// Refuses values nested deeper than [`MAX_DEPTH`]. A bracket inside a string does not nest.
@@ -126,6 +140,7 @@ impl Filter {
             .map_err(|errors| JqError::Compile(describe_load(&errors)))?;
         Compiler::default()
             .with_funs(funs)
+            .with_global_vars(VARIABLES)
             .compile(modules)
             .map(Self)
             .map_err(|errors| JqError::Compile(describe_undefined(&errors)))
@@ -150,7 +165,8 @@ impl Filter {
         let steps = Cell::new(MAX_STEPS);
         let run = || {
             let data = Budget { lut: &self.0.lut, steps: &steps };
-            let mut outputs = self.0.id.run((Ctx::<Budgeted>::new(data, Vars::new([])), input.0.clone()));
+            let mut outputs =
+                self.0.id.run((Ctx::<Budgeted>::new(data, input.variables.clone()), input.value.clone()));
             let first = outputs.next().ok_or(JqError::NoOutput)?;
             let first = first.map_err(|error| match error.get_err() {
                 Ok(error) => JqError::Run(error.to_string().chars().take(256).collect()),

@@ -14,7 +14,7 @@ pub struct RouteConfig {
     pub topic: String,
     /// A channel name, or a jq program that makes one.
     pub channel: String,
-    /// jq program that makes the key.
+    /// jq program that makes the key of the stream.
     pub key: String,
     /// jq program that makes the data; the record's value as it is, if left out.
     pub data: Option<String>,

@@ -6,7 +6,7 @@ use tickmesh_protocol::policy::ChannelPolicy;
 
 use super::{
     Rejected, RouteConfig, Transform,
-    jq::{Filter, JqError, parse},
+    jq::{Filter, Input, JqError, parse},
 };
 
 fn route(channel: &str, key: &str, data: Option<&str>) -> RouteConfig {
@@ -25,10 +25,14 @@ fn transform(routes: &[RouteConfig]) -> Transform {
 }
 
 fn one(transform: &Transform, topic: &str, value: &str) -> Result<(String, String), Rejected> {
-    let mut outcomes = transform.apply(topic, &Bytes::copy_from_slice(value.as_bytes()));
+    let mut outcomes = transform.apply(topic, None, &Bytes::copy_from_slice(value.as_bytes()));
     assert_eq!(outcomes.len(), 1);
     let transformed = outcomes.remove(0)?;
     Ok((transformed.stream.to_string(), String::from_utf8(transformed.data.to_vec()).unwrap()))
+}
+
+fn input(value: &str) -> Input {
+    parse("market.x", None, value.as_bytes()).unwrap()
 }
 
 #[test]
@@ -56,7 +60,7 @@ fn without_data_the_value_passes_as_it_is() {
 fn numbers_that_are_only_moved_keep_their_digits() {
     let filter = Filter::compile("{a: .x}").unwrap();
     for digits in ["0.1", "1.10", "123456789012345678901234567890.123456789", "1e400"] {
-        let json = filter.run_to_json(&parse(format!(r#"{{"x":{digits}}}"#).as_bytes()).unwrap()).unwrap();
+        let json = filter.run_to_json(&input(&format!(r#"{{"x":{digits}}}"#))).unwrap();
         assert_eq!(String::from_utf8(json).unwrap(), format!(r#"{{"a":{digits}}}"#));
     }
 }
@@ -67,6 +71,40 @@ fn a_computed_channel_and_an_escaped_user() {
     assert_eq!(one(&orders, "market.o", r#"{"user":"Alice","o":1}"#).unwrap().0, "orders.--_41lice");
     let trades = transform(&[route("trades", ".user", None)]);
     assert!(matches!(one(&trades, "market.o", r#"{"user":"Alice"}"#), Err(Rejected::Stream(_))));
+}
+
+/// Both ways that exchanges lay out their users' orders: a topic per user, and one topic keyed by user.
+#[test]
+fn a_user_is_named_by_the_topic_or_by_the_key_of_a_record() {
+    let by_topic =
+        RouteConfig { topic: "orders.*".into(), ..route("orders", "$topic | ltrimstr(\"orders.\")", None) };
+    let by_key = RouteConfig { topic: "orders".into(), ..route("orders", "$key", None) };
+    let orders = transform(&[by_topic, by_key]);
+    let made = |topic: &str, key: Option<&'static [u8]>| {
+        let mut made = orders.apply(topic, key.map(Bytes::from_static).as_ref(), &Bytes::from_static(b"{}"));
+        assert_eq!(made.len(), 1, "one route takes {topic}");
+        made.remove(0).map(|made| made.stream.to_string())
+    };
+    assert_eq!(made("orders.user123", None).unwrap(), "orders.user123");
+    assert_eq!(made("orders.User.1", Some(b"ignored")).unwrap(), "orders.--_55ser_2e1");
+    assert_eq!(made("orders", Some(b"alice")).unwrap(), "orders.alice");
+    assert_eq!(made("orders", Some(b"Alice")).unwrap(), "orders.--_41lice");
+    assert!(matches!(made("orders", None), Err(Rejected::NotText { part: "key", .. })));
+    // Nobody could ever ask for these.
+    assert!(matches!(made("orders", Some(b"")), Err(Rejected::User(_))));
+    assert!(matches!(made("orders", Some(&[b'a'; 101])), Err(Rejected::User(_))));
+    assert!(matches!(
+        made("orders", Some(b"\xff")),
+        Err(Rejected::Jq { part: "key", error: JqError::NotJson(_) })
+    ));
+}
+
+#[test]
+fn key_and_value_are_one_record_of_bounded_size() {
+    let orders = transform(&[route("orders", "$key", None)]);
+    let key = Bytes::from(vec![b'a'; super::MAX_RECORD_BYTES - 1]);
+    let made = orders.apply("market.x", Some(&key), &Bytes::from_static(b"{}"));
+    assert_eq!(made, [Err(Rejected::RecordTooLarge(super::MAX_RECORD_BYTES + 1))]);
 }
 
 #[test]
@@ -90,7 +128,7 @@ fn what_is_not_strict_json_is_refused() {
     }
     let nested = "[".repeat(10_000) + &"]".repeat(10_000);
     assert!(matches!(one(&routed, "market.x", &nested), Err(Rejected::Json(_))));
-    let outcome = routed.apply("market.x", &Bytes::from_static(b"\"\xff\""));
+    let outcome = routed.apply("market.x", None, &Bytes::from_static(b"\"\xff\""));
     assert!(matches!(outcome[0], Err(Rejected::Json(_))));
 }
 
@@ -112,8 +150,7 @@ fn a_topic_no_route_takes_is_said() {
 
 #[test]
 fn failing_programs_say_why() {
-    let run =
-        |program: &str| Filter::compile(program).unwrap().run_to_json(&parse(b"{\"a\":\"x\"}").unwrap());
+    let run = |program: &str| Filter::compile(program).unwrap().run_to_json(&input("{\"a\":\"x\"}"));
     assert!(matches!(run(".a + 1"), Err(JqError::Run(_))));
     assert!(matches!(run("empty"), Err(JqError::NoOutput)));
     assert!(matches!(run("1, 2"), Err(JqError::SeveralOutputs)));
@@ -129,7 +166,7 @@ fn programs_that_do_not_end_are_ended() {
     let outcome = std::thread::Builder::new()
         .stack_size(super::jq::STACK_BYTES)
         .spawn(|| {
-            let run = |program: &str| Filter::compile(program).unwrap().run_to_json(&parse(b"{}").unwrap());
+            let run = |program: &str| Filter::compile(program).unwrap().run_to_json(&input("{}"));
             [
                 "def f: f; f",
                 "def f: 1 + f; f",
@@ -154,10 +191,14 @@ fn programs_that_do_not_end_are_ended() {
 proptest! {
     /// Whatever a record holds, the outcome is an event with valid JSON or a reason, never a panic.
     #[test]
-    fn any_bytes_have_an_outcome(value in proptest::collection::vec(any::<u8>(), 0..256)) {
-        let routes = [route("trades", ".s", Some("{a: .a}"))];
+    fn any_bytes_have_an_outcome(
+        value in proptest::collection::vec(any::<u8>(), 0..256),
+        key in proptest::option::of(proptest::collection::vec(any::<u8>(), 0..8)),
+    ) {
+        let key = key.map(Bytes::from);
+        let routes = [route("trades", ".s", Some("{a: .a}")), route("orders", "$key", Some("[$topic, $key]"))];
         for transform in [transform(&routes), transform(&[])] {
-            for outcome in transform.apply("market.x", &Bytes::from(value.clone())).into_iter().flatten() {
+            for outcome in transform.apply("market.x", key.as_ref(), &Bytes::from(value.clone())).into_iter().flatten() {
                 prop_assert!(serde_json::from_slice::<serde::de::IgnoredAny>(&outcome.data).is_ok());
             }
         }

@@ -83,7 +83,7 @@ fn events_of(
     }
     let mut events = Vec::with_capacity(records.len());
     for record in records {
-        for made in transform.apply(&record.topic, &record.value).into_iter().flatten() {
+        for made in transform.apply(&record.topic, record.key.as_ref(), &record.value).into_iter().flatten() {
             let Ok((sequence, previous)) = sequencer.next(&made.stream, epoch, record.position) else {
                 continue;
             };

@@ -249,6 +249,7 @@ impl Peer {
             position,
             epoch,
             term: None,
+            key: None,
             value: format!(r#"{{"stream":"{stream}","data":{data}}}"#).into(),
             engine_time_us: 1000 + position,
         };

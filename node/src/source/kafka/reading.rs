@@ -44,7 +44,7 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// From here on waiting for ingest is worth a line in the log.
 const LONG_STALL: Duration = Duration::from_secs(1);
 
-/// A message as a record. A tombstone is a record with an empty value; headers and key are not looked at.
+/// A message as a record. A tombstone is a record with an empty value; headers are not looked at.
 pub(super) fn record_of(message: &BorrowedMessage<'_>, topic: Arc<str>, epoch: Epoch) -> Record {
     let milliseconds = message.timestamp().to_millis().unwrap_or(0);
     Record {
@@ -53,6 +53,7 @@ pub(super) fn record_of(message: &BorrowedMessage<'_>, topic: Arc<str>, epoch: E
         position: message.offset().unsigned_abs(),
         epoch,
         term: term_of(message),
+        key: message.key().map(Bytes::copy_from_slice),
         value: message.payload().map_or_else(Bytes::new, Bytes::copy_from_slice),
         engine_time_us: u64::try_from(milliseconds).unwrap_or(0).saturating_mul(1000),
     }
@@ -183,7 +184,7 @@ impl Reading {
                 None => break,
                 Some(Ok(message)) => {
                     if let Some(record) = self.partitions.take(&message) {
-                        bytes += record.value.len();
+                        bytes += record.bytes();
                         records.push(record);
                     }
                 }

@@ -230,7 +230,7 @@ fn collect(client: &BaseConsumer<Context>, range: &Range) -> Result<Stretch, Rea
                     continue;
                 }
                 if message.offset() < range.until {
-                    bytes += message.payload_len();
+                    bytes += message.key_len() + message.payload_len();
                     if bytes > MAX_READ_BYTES {
                         return Err(ReadError::TooLarge { topic: range.topic.to_string() });
                     }
