@@ -143,6 +143,7 @@ impl Hub {
             join_timeout,
             metrics,
         } = parts;
+        let channels = Channels::new(Arc::clone(&private_channels));
         Self {
             private,
             private_channels,
@@ -163,7 +164,7 @@ impl Hub {
             leave_after,
             join_timeout,
             metrics,
-            channels: Channels::default(),
+            channels,
         }
     }
 

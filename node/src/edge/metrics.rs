@@ -1,6 +1,9 @@
 //! The edge's metrics.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge};
 
@@ -44,6 +47,8 @@ pub struct EdgeMetrics {
 /// The metrics of one channel's events.
 #[derive(Debug)]
 pub struct ChannelMetrics {
+    /// Whether its events are their users' own.
+    pub private: bool,
     pub delivered: IntCounter,
     pub latency: Histogram,
 }
@@ -51,7 +56,17 @@ pub struct ChannelMetrics {
 /// [`ChannelMetrics`] by channel, looked up once per stream and not once per event. Only channels that the ingest peers
 /// know come in here, so their number is that of the configured routes.
 #[derive(Debug, Default)]
-pub struct Channels(HashMap<Box<str>, Arc<ChannelMetrics>>);
+pub struct Channels {
+    private: Arc<HashSet<String>>,
+    known: HashMap<Box<str>, Arc<ChannelMetrics>>,
+}
+
+impl Channels {
+    /// With the channels that are private.
+    pub fn new(private: Arc<HashSet<String>>) -> Self {
+        Self { private, known: HashMap::new() }
+    }
+}
 
 impl EdgeMetrics {
     pub fn new(registry: &Registry) -> Self {
@@ -133,14 +148,15 @@ impl EdgeMetrics {
     }
 
     pub fn channel(&self, channels: &mut Channels, channel: &str) -> Arc<ChannelMetrics> {
-        if let Some(metrics) = channels.0.get(channel) {
+        if let Some(metrics) = channels.known.get(channel) {
             return Arc::clone(metrics);
         }
         let metrics = Arc::new(ChannelMetrics {
+            private: channels.private.contains(channel),
             delivered: self.delivered.with_label_values(&[channel]),
             latency: self.latency.with_label_values(&[channel]),
         });
-        channels.0.insert(channel.into(), Arc::clone(&metrics));
+        channels.known.insert(channel.into(), Arc::clone(&metrics));
         metrics
     }
 }

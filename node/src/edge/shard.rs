@@ -346,6 +346,16 @@ impl Shard {
                 %position,
                 clients = queued
             );
+            if channel.private {
+                self.lifecycle.count(Lifecycle::UserStreamPush, queued);
+                tracing::trace!(
+                    target: "tickmesh::lifecycle",
+                    event = Lifecycle::UserStreamPush.name(),
+                    stream = %members.name,
+                    %position,
+                    clients = queued
+                );
+            }
             self.written.push((*engine_time_us, channel.latency.clone()));
         }
         for key in overloaded {

@@ -37,6 +37,7 @@ async fn all_connections_of_a_user_get_its_events_and_gossip_is_not_joined() {
     for client in [&mut first, &mut second] {
         assert_eq!(client.sequences(2).await, [4, 5]);
     }
+    assert_eq!(guarded.edge.metric(r#"lifecycle_events_total{event="onUserStreamPush"}"#), 4.0);
     // Nothing that others publish by gossip under this name is believed: it is not even joined.
     assert_eq!(guarded.edge.mesh.joined(), 0);
     let told = guarded.edge.mesh.servers.told();
