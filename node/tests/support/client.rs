@@ -1,11 +1,16 @@
 //! A WebSocket client of the tests: subscribes, and keeps everything it receives.
 
+#![allow(dead_code, reason = "each integration test takes in this file and uses a part of it")]
+
 use std::collections::BTreeMap;
 
 use futures_util::{SinkExt, StreamExt};
 use tickmesh_protocol::client::{ClientMessage, ControlMessage, Rejection, ServerMessage};
 use tokio::{net::TcpStream, time::timeout};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungstenite::Message};
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream, connect_async,
+    tungstenite::{Message, client::IntoClientRequest},
+};
 
 use super::node::DEADLINE;
 
@@ -23,8 +28,8 @@ pub struct Client {
 }
 
 impl Client {
-    pub async fn connect(url: &str) -> Self {
-        let (socket, _) = timeout(DEADLINE, connect_async(url)).await.unwrap().unwrap();
+    pub async fn connect(request: impl IntoClientRequest + Unpin) -> Self {
+        let (socket, _) = timeout(DEADLINE, connect_async(request)).await.unwrap().unwrap();
         Self { socket, events: BTreeMap::new() }
     }
 

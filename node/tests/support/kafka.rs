@@ -302,7 +302,13 @@ impl KafkaProducer {
 
     /// Hands a record to the producer, waiting for room; [`Self::flush`] waits for the broker.
     pub fn send(&self, topic: &str, partition: i32, value: Option<&str>) {
+        self.send_keyed(topic, partition, None, value);
+    }
+
+    /// The same with a key.
+    pub fn send_keyed(&self, topic: &str, partition: i32, key: Option<&str>, value: Option<&str>) {
         let mut record = BaseRecord::<str, str>::to(topic).partition(partition);
+        record.key = key;
         record.payload = value;
         let deadline = Instant::now() + DEADLINE;
         loop {
