@@ -263,6 +263,10 @@ impl Upstream for QuietMesh {
     ) -> BoxStream<'static, Result<FeedFrame, Unavailable>> {
         Box::pin(futures_util::stream::empty())
     }
+
+    fn snapshots(&self, _: &Topic, _: Ask) -> BoxStream<'static, Result<FeedFrame, Unavailable>> {
+        Box::pin(futures_util::stream::empty())
+    }
 }
 
 impl EdgeUnderTest {

@@ -83,4 +83,8 @@ impl Upstream for NoMesh {
     ) -> BoxStream<'static, Result<FeedFrame, Unavailable>> {
         Box::pin(stream::empty())
     }
+
+    fn snapshots(&self, _: &Topic, _: Ask) -> BoxStream<'static, Result<FeedFrame, Unavailable>> {
+        Box::pin(stream::empty())
+    }
 }

@@ -17,7 +17,9 @@
 //! | `fetch` | one fetch of missing events, a task |
 //! | `recent` | what the hub gave out lately, for clients that come back |
 //! | `private` | private streams: what each ingest peer is told, which of them pushes |
-//! | `resume`, `replay` | cursors of those clients; what is fetched for them |
+//! | `resume`, `cursor`, `replay` | cursors of those clients; what is fetched for them |
+//! | `slow` | clients that do not keep up |
+//! | `snapshots` | what new clients, and slow ones, begin with |
 //! | `queue` | what the hub and the shards say to each other |
 //! | `shard` | one thread with its connections: delivery, time, drain |
 //! | `connection`, `incoming`, `requests` | one client: its life, what it sends, its requests |
@@ -28,6 +30,7 @@
 mod admission;
 mod config;
 mod connection;
+mod cursor;
 mod fetch;
 mod frame;
 mod http;
@@ -43,6 +46,8 @@ mod replay;
 mod requests;
 mod resume;
 mod shard;
+mod slow;
+mod snapshots;
 mod subscriptions;
 
 use std::{
@@ -76,6 +81,7 @@ use self::{
     queue::{FeedRoom, ShardQueue},
     recent::Recent,
     shard::{Shard, ShardParts},
+    snapshots::Snapshots,
 };
 pub use self::{config::Config, hub::Servers, outbox::Bounds, resume::ResumeLimits};
 use crate::{
@@ -126,6 +132,10 @@ pub trait Upstream: Send + Sync + 'static {
         server: PublisherKey,
         changes: mpsc::Receiver<PrivateChange>,
     ) -> BoxStream<'static, Result<FeedFrame, Unavailable>>;
+
+    /// Asks a server for snapshots of streams of a topic, whatever positions the ask names: [`FeedFrame::Snapshots`], which
+    /// it has signed as such, and at last [`FeedFrame::End`]. Otherwise as [`Self::fetch`].
+    fn snapshots(&self, topic: &Topic, ask: Ask) -> BoxStream<'static, Result<FeedFrame, Unavailable>>;
 }
 
 /// Nobody who knows could be asked in time.
@@ -236,6 +246,7 @@ impl Bound {
             Arc::new(Admission::new(config.max_connections_per_address, config.max_connections_per_user));
         let feed_room = Arc::new(FeedRoom::new(config.queue));
         let recent = Arc::new(Recent::new(config.resume.memory));
+        let snapshots = Arc::new(Snapshots::default());
         let (asks, from_cursors) = mpsc::channel(REPLAY_ASKS);
         let (mut queues, mut threads) = (Vec::new(), Vec::new());
         for (index, listener) in self.listeners.into_iter().enumerate() {
@@ -251,6 +262,7 @@ impl Bound {
                 lifecycle: lifecycle.clone(),
                 hub: requests.clone(),
                 recent: Arc::clone(&recent),
+                snapshots: Arc::clone(&snapshots),
                 asks: asks.clone(),
                 queue,
             };
@@ -258,7 +270,7 @@ impl Bound {
             threads.push(shard.spawn().map_err(RunError::Start)?);
         }
         drop((requests, asks));
-        let replays = replay::Parts { upstream: Arc::clone(&upstream), shards: queues.clone() };
+        let replays = replay::Parts::new(Arc::clone(&upstream), queues.clone(), snapshots);
         let replays = tokio::spawn(replay::run(replays, from_cursors));
         tracing::info!(address = %self.address, shards = threads.len(), "edge listens");
         let private = Arc::new(PrivateStreams::default());

@@ -22,6 +22,12 @@ mod resume;
 #[path = "edge/servers.rs"]
 mod servers;
 #[cfg(test)]
+#[path = "edge/slow.rs"]
+mod slow;
+#[cfg(test)]
+#[path = "edge/snapshots.rs"]
+mod snapshots;
+#[cfg(test)]
 #[path = "edge/support.rs"]
 mod support;
 

@@ -3,7 +3,7 @@
 //! - [`ClientMessage`]: what a client asks.
 //! - [`ControlMessage`]: what an edge says; everything with an `"event"` field.
 //! - [`DataMessage`]: one event of a stream, `{"stream","sequence","previous","data"}`; with `epoch` and `signature` where it is
-//!   signed.
+//!   signed, with `"snapshot":true` or `"conflated":true` where it is one.
 //! - [`ErrorCode`] and [`CloseCode`]: an API of their own, each with a rule whether to come back.
 
 mod codes;
@@ -16,6 +16,6 @@ pub use request::{
     MAX_STREAMS_PER_REQUEST, ProtocolError, RequestId, ResumeFrom, Secret,
 };
 pub use server::{
-    ControlMessage, DataMessage, InvalidServerMessage, Limits, Rejection, Resumed, ServerMessage,
-    write_data_message,
+    ControlMessage, DataMessage, InvalidServerMessage, Limits, Mark, Rejection, Resumed, ServerMessage,
+    write_data_message, write_marked_message,
 };

@@ -10,8 +10,8 @@ use tickmesh_protocol::{
     Epoch, Event, Position, Previous, Sequence, StreamName,
     client::{
         ClientMessage, CloseCode, ControlMessage, DataMessage, ErrorCode, LastSeen, Limits,
-        MAX_CLIENT_FRAME_BYTES, MAX_STREAMS_PER_REQUEST, ProtocolError, Rejection, RequestId, ResumeFrom,
-        Resumed, Secret, ServerMessage, write_data_message,
+        MAX_CLIENT_FRAME_BYTES, MAX_STREAMS_PER_REQUEST, Mark, ProtocolError, Rejection, RequestId,
+        ResumeFrom, Resumed, Secret, ServerMessage, write_data_message, write_marked_message,
     },
     position::MAX_SEQUENCE,
     signature::MessageKey,
@@ -367,19 +367,12 @@ fn data_frames_are_these_texts() {
         first,
         r#"{"stream":"trades.btc_usdt","sequence":9007199254740991,"previous":null,"data": [1.0] }"#
     );
-    let ServerMessage::Data(DataMessage {
-        stream: name,
-        epoch,
-        sequence,
-        previous,
-        data,
-        signature,
-        snapshot: false,
-        conflated: false,
-    }) = ServerMessage::parse(&first).unwrap()
-    else {
+    let ServerMessage::Data(message) = ServerMessage::parse(&first).unwrap() else {
         panic!("no data: {first}");
     };
+    let DataMessage { stream: name, epoch, sequence, previous, data, signature, snapshot, conflated } =
+        message;
+    assert!(!snapshot && !conflated);
     assert_eq!((name, sequence.get(), previous), (stream("trades.btc_usdt"), MAX_SEQUENCE, None));
     assert_eq!((epoch, signature), (None, None));
     assert_eq!(data.get().trim(), "[1.0]", "digits stay as they are");
@@ -406,6 +399,27 @@ fn a_signed_data_frame_is_this_text_and_verifies() {
     let verdict =
         key.public().verify(&message.signature.unwrap(), &message.stream, at, message.data.get().as_bytes());
     assert_eq!((verdict.as_deref(), at), (Ok(key.id()), event.position()));
+}
+
+#[test]
+fn a_mark_stands_before_data_whatever_that_is() {
+    let marked = |text: &str, mark| {
+        let mut out = Vec::new();
+        write_marked_message(&mut out, text.as_bytes(), mark);
+        String::from_utf8(out).unwrap()
+    };
+    let plain = data_text(7, Previous::Unknown { read_from: Sequence::ZERO }, r#"{"a":1,"data":2}"#);
+    let snapshot = marked(&plain, Mark::Snapshot);
+    assert_eq!(
+        snapshot,
+        r#"{"stream":"trades.btc_usdt","sequence":7,"previous":null,"snapshot":true,"data":{"a":1,"data":2}}"#
+    );
+    let signed = marked(SIGNED, Mark::Conflated);
+    assert_eq!(signed, SIGNED.replacen(r#","data""#, r#","conflated":true,"data""#, 1));
+    for (text, flags) in [(plain, (false, false)), (snapshot, (true, false)), (signed, (false, true))] {
+        let ServerMessage::Data(message) = ServerMessage::parse(&text).unwrap() else { panic!("{text}") };
+        assert_eq!((message.snapshot, message.conflated), flags);
+    }
 }
 
 #[test]

@@ -41,19 +41,12 @@ impl Upstream for MeshUpstream {
 
     fn fetch(&self, topic: &Topic, ask: Ask) -> BoxStream<'static, Result<FeedFrame, Unavailable>> {
         let request = FeedRequest::Streams { topic: topic.clone(), after: ask.streams, live: false };
-        let mut question = Some((self.0.clone(), ask.server, request));
-        let frames = stream::try_unfold(None::<FeedReader>, move |reader| {
-            let question = question.take();
-            async move {
-                let mut reader = match (reader, question) {
-                    (Some(reader), _) => reader,
-                    (None, Some((mesh, server, request))) => mesh.feed(server, request).await?,
-                    (None, None) => return Ok::<_, FeedError>(None),
-                };
-                Ok(reader.next_or_working().await?.map(|frame| (frame, Some(reader))))
-            }
-        });
-        Box::pin(frames.map_err(unavailable))
+        self.read(ask.server, request)
+    }
+
+    fn snapshots(&self, topic: &Topic, ask: Ask) -> BoxStream<'static, Result<FeedFrame, Unavailable>> {
+        let streams = ask.streams.into_iter().map(|(stream, _)| stream).collect();
+        self.read(ask.server, FeedRequest::Snapshots { topic: topic.clone(), streams })
     }
 
     fn private(
@@ -71,6 +64,29 @@ impl Upstream for MeshUpstream {
                 };
                 let frame = feed.next(&mut changes).await?;
                 Ok::<_, FeedError>(Some((frame, (Some(feed), changes))))
+            }
+        });
+        Box::pin(frames.map_err(unavailable))
+    }
+}
+
+impl MeshUpstream {
+    /// Asks for a feed and reads it, as it is polled.
+    fn read(
+        &self,
+        server: PublisherKey,
+        request: FeedRequest,
+    ) -> BoxStream<'static, Result<FeedFrame, Unavailable>> {
+        let mut question = Some((self.0.clone(), server, request));
+        let frames = stream::try_unfold(None::<FeedReader>, move |reader| {
+            let question = question.take();
+            async move {
+                let mut reader = match (reader, question) {
+                    (Some(reader), _) => reader,
+                    (None, Some((mesh, server, request))) => mesh.feed(server, request).await?,
+                    (None, None) => return Ok::<_, FeedError>(None),
+                };
+                Ok(reader.next_or_working().await?.map(|frame| (frame, Some(reader))))
             }
         });
         Box::pin(frames.map_err(unavailable))

@@ -17,9 +17,17 @@ use super::Upstream;
 /// connections. A feed from memory begins within a round trip, twice 150 ms at most.
 const FIRST_FRAME: Duration = Duration::from_millis(600);
 
+/// What is fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    Events,
+    Snapshots,
+}
+
 /// What a fetch hands to the hub, in this order: pages and slow servers, then the results.
 #[derive(Debug)]
 pub enum Part {
+    /// Events, or snapshots.
     Page(SignedBatch),
     /// The server did not begin in time, and another one was asked.
     Slow(PublisherKey),
@@ -30,6 +38,7 @@ pub enum Part {
 /// Runs a fetch to its end. The parts carry `id`.
 pub async fn run(
     id: u64,
+    kind: Kind,
     topic: Topic,
     mut fetching: Fetching,
     upstream: Arc<dyn Upstream>,
@@ -37,7 +46,10 @@ pub async fn run(
 ) {
     while let Some(ask) = fetching.next_ask() {
         let server = ask.server;
-        let mut frames = upstream.fetch(&topic, ask);
+        let mut frames = match kind {
+            Kind::Events => upstream.fetch(&topic, ask),
+            Kind::Snapshots => upstream.snapshots(&topic, ask),
+        };
         let mut begun = false;
         loop {
             let frame = if begun || fetching.others() == 0 {
@@ -52,8 +64,9 @@ pub async fn run(
                 break;
             };
             begun = true;
-            match frame {
-                Some(Ok(FeedFrame::Page(page))) => {
+            match (kind, frame) {
+                (Kind::Events, Some(Ok(FeedFrame::Page(page))))
+                | (Kind::Snapshots, Some(Ok(FeedFrame::Snapshots(page)))) => {
                     for event in &page.batch().events {
                         fetching.passed(event);
                     }
@@ -61,20 +74,20 @@ pub async fn run(
                         return;
                     }
                 }
-                Some(Ok(FeedFrame::End { streams })) => {
+                (_, Some(Ok(FeedFrame::End { streams }))) => {
                     fetching.ended(&streams);
                     break;
                 }
-                Some(Ok(FeedFrame::Working)) => {}
-                Some(Ok(other)) => {
-                    tracing::debug!(%topic, ?server, frame = ?other, "a feed of events sent something else");
+                (_, Some(Ok(FeedFrame::Working))) => {}
+                (_, Some(Ok(other))) => {
+                    tracing::debug!(%topic, ?server, frame = ?other, "a feed sent something else");
                     break;
                 }
-                Some(Err(unavailable)) => {
+                (_, Some(Err(unavailable))) => {
                     tracing::debug!(%topic, ?server, reason = %unavailable, "fetch failed");
                     break;
                 }
-                None => break,
+                (_, None) => break,
             }
         }
         fetching.failed();

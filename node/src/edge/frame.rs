@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use tickmesh_protocol::{
     Event,
-    client::{CloseCode, ControlMessage, write_data_message},
+    client::{CloseCode, ControlMessage, Mark, write_data_message, write_marked_message},
 };
 
 const FIN: u8 = 0x80;
@@ -30,6 +30,25 @@ pub fn data(event: &Event) -> Bytes {
     frame.extend_from_slice(&[0; MAX_HEADER_BYTES]);
     write_data_message(&mut frame, event);
     with_header(TEXT, frame)
+}
+
+/// A frame of [`data`], with a mark.
+pub fn marked(data: &Bytes, mark: Mark) -> Bytes {
+    let header_bytes = match data.get(1) {
+        Some(126) => 4,
+        Some(127) => 10,
+        _ => 2,
+    };
+    let message = data.get(header_bytes..).unwrap_or_default();
+    let mut frame = Vec::with_capacity(MAX_HEADER_BYTES + USUAL_HEAD_BYTES + message.len());
+    frame.extend_from_slice(&[0; MAX_HEADER_BYTES]);
+    write_marked_message(&mut frame, message, mark);
+    with_header(TEXT, frame)
+}
+
+/// A frame, and the reset before it if there is one: queued both, or none.
+pub fn after_reset(reset: Option<&Bytes>, frame: &Bytes) -> Bytes {
+    reset.map_or_else(|| frame.clone(), |reset| [&reset[..], frame].concat().into())
 }
 
 /// The frame of everything an edge says that is not data.
@@ -136,6 +155,24 @@ mod tests {
             let payload = vec![0xFF; length];
             assert_eq!(read(&binary(&payload)), Message::Binary(payload.into()));
         }
+    }
+
+    #[test]
+    fn a_mark_is_added_to_frames_of_every_length_form() {
+        use tickmesh_protocol::{Epoch, Previous, Sequence};
+        for length in [1, 30, 60, 70, 65_470, 70_000] {
+            let (sequence, previous) = (Sequence::ZERO, Previous::Unknown { read_from: Sequence::ZERO });
+            let (stream, epoch) = ("depth.a".parse().unwrap(), Epoch::from_u64(1));
+            let data = "1".repeat(length).into();
+            let event = Event { stream, epoch, sequence, previous, engine_time_us: 0, data, signature: None };
+            let plain = data_frame_text(&super::data(&event));
+            let marked = data_frame_text(&marked(&super::data(&event), Mark::Snapshot));
+            assert_eq!(marked, plain.replacen(r#","data""#, r#","snapshot":true,"data""#, 1));
+        }
+    }
+
+    fn data_frame_text(frame: &Bytes) -> String {
+        read(frame).into_text().unwrap().to_string()
     }
 
     #[test]

@@ -23,6 +23,7 @@ use slab::Slab;
 use tickmesh_protocol::{
     Epoch, Event, Moment, Position, SignedBatch, StreamName, Topic,
     client::ControlMessage,
+    policy::ChannelPolicy,
     repair::{Output, Repair, Way},
 };
 use tokio::{
@@ -120,6 +121,8 @@ struct Stream {
     idle_since: Option<Instant>,
     /// Known as soon as the stream is live.
     channel: Option<Arc<ChannelMetrics>>,
+    /// Of its channel, as told with its head.
+    policy: ChannelPolicy,
 }
 
 /// A joined topic.

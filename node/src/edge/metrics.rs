@@ -40,6 +40,12 @@ pub struct EdgeMetrics {
     pub dropped_hold_full: IntCounter,
     /// Frames that were queued for a client when it was closed as slow.
     pub dropped_slow_client: IntCounter,
+    /// Events left out for a slow client, which was given a newer one, or a snapshot.
+    pub dropped_conflated: IntCounter,
+    pub dropped_resynced: IntCounter,
+    pub conflations: IntCounter,
+    pub resyncs: IntCounter,
+    pub snapshots_sent: IntCounter,
     delivered: IntCounterVec,
     latency: HistogramVec,
 }
@@ -122,6 +128,17 @@ impl EdgeMetrics {
             dropped_join_full: registry.dropped_events("join_full"),
             dropped_hold_full: registry.dropped_events("hold_full"),
             dropped_slow_client: registry.dropped_events("slow_client"),
+            dropped_conflated: registry.dropped_events("conflated"),
+            dropped_resynced: registry.dropped_events("resynced"),
+            conflations: registry.counter(
+                "slow_client_conflations_total",
+                "Times that a stream went to a slow client by its newest event only.",
+            ),
+            resyncs: registry.counter(
+                "slow_client_resyncs_total",
+                "Times that a stream went to a slow client by a snapshot.",
+            ),
+            snapshots_sent: registry.counter("snapshots_sent_total", "Snapshots sent to clients."),
             delivered: registry.counters(
                 "events_delivered_total",
                 "Events handed to client connections, once per connection.",

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use tickmesh_protocol::{
     Event, Position, Sequence, StreamName,
     client::{Credential, LastSeen, Rejection, RequestId},
+    policy::{ChannelPolicy, Retain},
 };
 use tokio::sync::Notify;
 
@@ -126,6 +127,18 @@ pub struct Grant {
     pub id: StreamId,
     pub name: StreamName,
     pub position: Option<Position>,
+    pub policy: ChannelPolicy,
+}
+
+impl Grant {
+    pub fn begins_with_snapshot(&self) -> bool {
+        begins_with_snapshot(self.policy, self.position)
+    }
+}
+
+/// Whether who comes to a stream is given a snapshot first: something is retained, and there was an event.
+pub fn begins_with_snapshot(policy: ChannelPolicy, position: Option<Position>) -> bool {
+    policy.retain != Retain::None && position.is_some()
 }
 
 /// Most fetched events that go to the shards at once; live batches have their turn between two portions.

@@ -100,6 +100,17 @@ impl Recent {
         let ring = self.ring();
         ring.streams.get(&stream).map_or(Found::NotHeld, |stream| stream.after(position, frames, bytes))
     }
+
+    /// How many frames follow a position; `None` if it is not held here.
+    pub fn count_after(&self, stream: StreamId, position: Position) -> Option<usize> {
+        let ring = self.ring();
+        let stream = ring.streams.get(&stream)?;
+        Some(stream.frames.len() - stream.index_after(Some(position))?)
+    }
+
+    pub fn newest(&self, stream: StreamId) -> Option<RecentFrame> {
+        Some(self.ring().streams.get(&stream)?.frames.back()?.1.clone())
+    }
 }
 
 impl Ring {
@@ -215,6 +226,9 @@ mod tests {
         assert_eq!(sequences(&recent, Some(at(2, 0))), Some(vec![4]));
         assert_eq!(sequences(&recent, Some(at(2, 9))), Some(vec![]), "beyond the newest");
         assert_eq!(sequences(&recent, Some(at(3, 1))), None);
+        let counts = [at(1, 4), at(1, 8), at(2, 9)].map(|position| recent.count_after(STREAM, position));
+        assert_eq!(counts, [None, Some(3), Some(0)]);
+        assert_eq!(recent.newest(STREAM).map(|frame| frame.position), Some(at(2, 4)));
         assert_eq!(sequences(&recent, None), None, "what was before its first frame is not known here");
         recent.begin(STREAM, None);
         recent.keep(STREAM, frame(1, 7));

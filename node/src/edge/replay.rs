@@ -30,10 +30,11 @@ use tokio::{
 
 use super::{
     Upstream,
-    fetch::{self, Part},
+    fetch::{self, Kind, Part},
     frame,
     queue::{ConnectionId, ShardQueue, StreamId, ToShard},
     recent::RecentFrame,
+    snapshots::{MAX_SNAPSHOT_FETCHES, Snapshots, TopicSnapshots},
 };
 
 /// Asks that wait for the task of a topic; it takes them as they come.
@@ -43,7 +44,7 @@ const TOPIC_ASKS: usize = 1024;
 const MAX_FETCHES: usize = 16;
 
 /// How long an ask waits for others of its topic, when clients of a dead edge come all at once.
-const GATHER: Duration = Duration::from_millis(3);
+pub const GATHER: Duration = Duration::from_millis(3);
 
 /// How long a fetch that nobody waits for is kept: its clients ask for the next page when they have taken the last.
 const LINGER: Duration = Duration::from_millis(100);
@@ -52,10 +53,11 @@ const LINGER: Duration = Duration::from_millis(100);
 const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// A client that has not got what follows a position.
+/// A client that has not got what follows a position, or wants a snapshot.
 #[derive(Debug)]
 pub struct Ask {
     pub stream: StreamName,
+    pub what: Kind,
     pub waiter: Waiter,
 }
 
@@ -78,25 +80,51 @@ pub enum Replayed {
     Nothing { head: Option<Position> },
     /// Nobody has what follows; the oldest event is this.
     Lost { oldest: Option<Position> },
+    /// What is retained; nothing is, or the servers do not know it as a whole, if there is none.
+    Snapshot(Option<RecentFrame>),
 }
 
+/// What the tasks of all topics share.
 pub struct Parts {
     pub upstream: Arc<dyn Upstream>,
     pub shards: Vec<Arc<ShardQueue>>,
+    pub snapshots: Arc<Snapshots>,
+    fetches: Semaphore,
+    pub snapshot_fetches: Semaphore,
+}
+
+impl Parts {
+    pub fn new(upstream: Arc<dyn Upstream>, shards: Vec<Arc<ShardQueue>>, snapshots: Arc<Snapshots>) -> Self {
+        let [fetches, snapshot_fetches] = [MAX_FETCHES, MAX_SNAPSHOT_FETCHES].map(Semaphore::new);
+        Self { upstream, shards, snapshots, fetches, snapshot_fetches }
+    }
+
+    pub fn tell(&self, waiter: Waiter, replayed: Replayed) {
+        if let Some(shard) = self.shards.get(waiter.shard) {
+            shard.append(&mut vec![ToShard::Replayed(waiter, replayed)]);
+        }
+    }
 }
 
 /// Takes asks and answers them through the queues of the shards, as long as there are shards.
 pub async fn run(parts: Parts, mut asks: mpsc::Receiver<Ask>) {
-    let parts = Arc::new((parts, Semaphore::new(MAX_FETCHES)));
-    let mut topics: HashMap<Topic, mpsc::Sender<Ask>> = HashMap::new();
+    let parts = Arc::new(parts);
+    let mut topics: HashMap<(Topic, Kind), mpsc::Sender<Ask>> = HashMap::new();
     let mut tasks = JoinSet::new();
     while let Some(ask) = asks.recv().await {
-        let topic = Topic::spanning(&ask.stream);
+        let (topic, what) = (Topic::spanning(&ask.stream), ask.what);
         // Only streams that the hub has joined are asked for, so there are no more topics than of known channels.
-        let sender = topics.entry(topic.clone()).or_insert_with(|| {
+        let sender = topics.entry((topic.clone(), what)).or_insert_with(|| {
             let (sender, asks) = mpsc::channel(TOPIC_ASKS);
-            let task = TopicReplay { topic, parts: Arc::clone(&parts), asks, waiting: Waiting::default() };
-            tasks.spawn(task.run());
+            let parts = Arc::clone(&parts);
+            match what {
+                Kind::Events => {
+                    tasks.spawn(TopicReplay { topic, parts, asks, waiting: Waiting::default() }.run())
+                }
+                Kind::Snapshots => {
+                    tasks.spawn(TopicSnapshots { topic, parts, asks, waiting: BTreeMap::new() }.run())
+                }
+            };
             sender
         });
         if sender.send(ask).await.is_err() {
@@ -106,15 +134,43 @@ pub async fn run(parts: Parts, mut asks: mpsc::Receiver<Ask>) {
     }
 }
 
+/// Waits for an ask if nobody waits, and then a little for others. Whether there are any, and may be more.
+pub async fn gather(
+    asks: &mut mpsc::Receiver<Ask>,
+    nobody: bool,
+    time: Duration,
+    mut add: impl FnMut(Ask),
+) -> bool {
+    if nobody {
+        match asks.recv().await {
+            Some(ask) => add(ask),
+            None => return false,
+        }
+    }
+    let deadline = Instant::now() + time;
+    loop {
+        match timeout_at(deadline, asks.recv()).await {
+            Ok(Some(ask)) => add(ask),
+            Ok(None) => return false,
+            Err(_) => return true,
+        }
+    }
+}
+
+/// How long nobody is asked after so many failures in a row.
+pub fn pause_after(failures: u32) -> Duration {
+    PAUSE.saturating_mul(1 << failures.min(8)).min(LONGEST_PAUSE)
+}
+
 struct TopicReplay {
     topic: Topic,
-    parts: Arc<(Parts, Semaphore)>,
+    parts: Arc<Parts>,
     asks: mpsc::Receiver<Ask>,
     waiting: Waiting,
 }
 
 /// Ends its task when dropped.
-struct Running(AbortHandle);
+pub struct Running(pub AbortHandle);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -131,41 +187,27 @@ impl TopicReplay {
                 continue;
             }
             failures += 1;
-            let pause = PAUSE.saturating_mul(1 << failures.min(8)).min(LONGEST_PAUSE);
-            if !self.gather(pause).await {
+            if !self.gather(pause_after(failures)).await {
                 return;
             }
         }
     }
 
-    /// Waits for an ask, and a little longer for others. Whether there are any, and may be more.
     async fn gather(&mut self, time: Duration) -> bool {
-        if self.waiting.is_empty() {
-            match self.asks.recv().await {
-                Some(ask) => self.waiting.add(ask),
-                None => return false,
-            }
-        }
-        let deadline = Instant::now() + time;
-        loop {
-            match timeout_at(deadline, self.asks.recv()).await {
-                Ok(Some(ask)) => self.waiting.add(ask),
-                Ok(None) => return false,
-                Err(_) => return true,
-            }
-        }
+        let waiting = &mut self.waiting;
+        gather(&mut self.asks, waiting.is_empty(), time, |ask| waiting.add(ask)).await
     }
 
     /// Makes one fetch; whether it did not fail.
     async fn fetch(&mut self, attempt: u32) -> bool {
         let parts = Arc::clone(&self.parts);
-        let (Parts { upstream, .. }, fetches) = &*parts;
+        let Parts { upstream, fetches, .. } = &*parts;
         // It is never closed.
         let _turn = fetches.acquire().await.ok();
         let servers: Vec<_> = upstream.servers().borrow().keys().copied().collect();
         let fetching = Fetching::new(&self.topic, self.waiting.begin(), servers, attempt);
         let (to, mut from) = mpsc::channel(1);
-        let run = fetch::run(0, self.topic.clone(), fetching, Arc::clone(upstream), to);
+        let run = fetch::run(0, Kind::Events, self.topic.clone(), fetching, Arc::clone(upstream), to);
         let _running = Running(tokio::spawn(run).abort_handle());
         loop {
             let needed = self.waiting.needs_more();
@@ -199,9 +241,7 @@ impl TopicReplay {
 
     fn tell(&self, answers: Vec<(Waiter, Replayed)>) {
         for (waiter, replayed) in answers {
-            if let Some(shard) = self.parts.0.shards.get(waiter.shard) {
-                shard.append(&mut vec![ToShard::Replayed(waiter, replayed)]);
-            }
+            self.parts.tell(waiter, replayed);
         }
     }
 }
@@ -234,7 +274,7 @@ impl Waiting {
         self.streams.is_empty()
     }
 
-    fn add(&mut self, Ask { stream, waiter }: Ask) {
+    fn add(&mut self, Ask { stream, waiter, .. }: Ask) {
         self.streams.entry(stream).or_default().waiters.push(waiter);
     }
 

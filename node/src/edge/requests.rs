@@ -285,9 +285,12 @@ impl Shard {
         let Ticket { id, rejected: mut all_rejected, .. } = ticket;
         let mut streams = Vec::with_capacity(granted.len());
         let mut positions = BTreeMap::new();
+        let mut begin = Vec::new();
         for grant in granted {
-            if self.subscriptions.add(key, &grant, true) {
+            let live = !grant.begins_with_snapshot();
+            if self.subscriptions.add(key, &grant, live) {
                 self.metrics.subscriptions.inc();
+                begin.extend((!live).then_some((grant.id, grant.position)));
             } else {
                 // It has the stream already; one subscription is enough.
                 self.release([grant.id]);
@@ -305,6 +308,7 @@ impl Shard {
         }
         all_rejected.extend(rejected);
         self.say(key, &ControlMessage::Subscribed { id, streams, positions, rejected: all_rejected });
+        self.begin_with_snapshots(key, begin);
     }
 
     /// Handles the requests that have waited, as far as they need wait no longer.

@@ -23,29 +23,22 @@ use tickmesh_protocol::{
 use tokio::time::Instant;
 
 use super::{
-    outbox::Bounds,
+    cursor::{Cursor, RETRY, Refused, Snapshot, State, Step, room},
+    fetch::Kind,
+    frame,
+    outbox::Pushed,
     queue::{Frame, Grant, Resume, StreamId, Ticket},
     recent::{Found, RecentFrame},
     replay::{Ask, Replayed, Waiter},
     shard::Shard,
 };
-use crate::{
-    lifecycle,
-    ops::{lifecycle::Lifecycle, metrics::now_us},
-};
+use crate::{lifecycle, ops::lifecycle::Lifecycle};
 
 /// Cursors of one client that move at the same time; each may hold a page of a feed while the client takes it.
 const MOVING: usize = 4;
 
 /// Frames taken from the recent ones at once.
 const PORTION_FRAMES: usize = 64;
-
-/// Pause before a server is asked again, that has not come to where this edge, or the client, already is.
-const RETRY: Duration = Duration::from_millis(100);
-
-/// How often it is asked before it is believed that nothing is there: a second at least, which a publisher may be behind
-/// another.
-const RETRIES: u32 = 10;
 
 /// How much may be replayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +60,7 @@ impl Default for ResumeLimits {
 /// What one connection is still being given.
 #[derive(Debug, Default)]
 pub struct Replaying {
-    cursors: Vec<Cursor>,
+    pub cursors: Vec<Cursor>,
     requests: Vec<Request>,
     next_request: u64,
 }
@@ -85,65 +78,18 @@ struct Request {
     begin: Vec<StreamId>,
 }
 
-/// How far a client has got on one stream.
-#[derive(Debug)]
-struct Cursor {
-    stream: StreamId,
-    /// The serial of its request.
-    request: u64,
-    from: Option<Position>,
-    at: Option<Position>,
-    replayed: u64,
-    state: State,
-    /// Answers in a row that brought nothing.
-    vain: u32,
-}
-
-#[derive(Debug)]
-enum State {
-    Reads,
-    /// A feed was asked.
-    Asked,
-    Page(Arc<[RecentFrame]>, usize),
-    Pauses {
-        until: Instant,
-    },
-    /// It stands where the stream will come to.
-    Ahead,
-}
-
-/// What became of a cursor.
-#[derive(Debug)]
-enum Step {
-    /// It has moved, and may move on.
-    Moved,
-    Waits,
-    /// The client has everything.
-    Live,
-    Refused(Refused),
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Refused {
-    Lost {
-        oldest: Option<Position>,
-    },
-    TooMany,
-    TooOld {
-        oldest: Position,
-    },
-    /// The position is beyond everything that there is.
-    Beyond,
-    NoEvents,
-}
-
 impl Replaying {
     fn is_done(&self) -> bool {
         self.cursors.is_empty() && self.requests.is_empty()
     }
 
-    fn request(&mut self, serial: u64) -> Option<&mut Request> {
-        self.requests.iter_mut().find(|request| request.serial == serial)
+    fn request(&mut self, serial: Option<u64>) -> Option<&mut Request> {
+        self.requests.iter_mut().find(|request| Some(request.serial) == serial)
+    }
+
+    /// Whether the client does not keep up with a stream.
+    pub fn is_behind(&self) -> bool {
+        self.cursors.iter().any(|cursor| cursor.passed.is_some())
     }
 }
 
@@ -201,15 +147,7 @@ impl Shard {
         let mut refused = Vec::new();
         for (stream, start) in cursors {
             match start {
-                Ok(from) => replaying.cursors.push(Cursor {
-                    stream,
-                    request: serial,
-                    from,
-                    at: from,
-                    replayed: 0,
-                    state: State::Reads,
-                    vain: 0,
-                }),
+                Ok(from) => replaying.cursors.push(Cursor::resumed(stream, serial, from)),
                 Err(why) => refused.push((stream, why)),
             }
         }
@@ -242,21 +180,23 @@ impl Shard {
         }
     }
 
-    fn keep_replaying(&mut self, key: usize, replaying: Box<Replaying>) {
+    pub fn keep_replaying(&mut self, key: usize, replaying: Box<Replaying>) {
         if let Some(connection) = self.connections.get_mut(key).filter(|_| !replaying.is_done()) {
             connection.replaying = Some(replaying);
         }
     }
 
-    /// Moves the first cursors a step each; whether any has moved.
+    /// Moves the first cursors a step each; whether any has moved. Those that only wait for their stream hold up no others.
     fn move_cursors(&mut self, key: usize, replaying: &mut Replaying, now: Instant) -> bool {
-        let (mut moved, mut index) = (false, 0);
-        while index < replaying.cursors.len().min(MOVING) {
-            let cursor = &mut replaying.cursors[index];
+        let (mut moved, mut index, mut moving) = (false, 0, 0);
+        while moving < MOVING
+            && let Some(cursor) = replaying.cursors.get_mut(index)
+        {
             let step = self.step(key, cursor, now);
             match step {
                 Step::Moved | Step::Waits => {
                     moved |= matches!(step, Step::Moved);
+                    moving += usize::from(!matches!(cursor.state, State::Ahead));
                     index += 1;
                 }
                 Step::Live => {
@@ -266,7 +206,7 @@ impl Shard {
                 }
                 Step::Refused(why) => {
                     let cursor = replaying.cursors.remove(index);
-                    self.refuse_stream(replaying, cursor.request, cursor.stream, cursor.at, why);
+                    self.refuse_cursor(key, replaying, cursor, why);
                     moved = true;
                 }
             }
@@ -275,19 +215,29 @@ impl Shard {
     }
 
     fn step(&mut self, key: usize, cursor: &mut Cursor, now: Instant) -> Step {
-        let Some(live) = self.subscriptions.members(cursor.stream).map(|members| members.last) else {
+        let Some((live, on_slow)) =
+            self.subscriptions.members(cursor.stream).map(|members| (members.last, members.policy.on_slow))
+        else {
             return Step::Waits;
         };
+        if matches!(cursor.state, State::Wants { .. } | State::AskedSnapshot | State::Snapshot(_)) {
+            return self.step_to_snapshot(key, cursor, live, now);
+        }
         if cursor.at == live {
             return Step::Live;
         }
-        if cursor.replayed > self.config.resume.events {
+        if cursor.replayed_in_a_row() > self.config.resume.events {
             return Step::Refused(Refused::TooMany);
         }
+        if matches!(cursor.state, State::Reads) && cursor.is_late(on_slow, &self.config.queue) {
+            cursor.start_over();
+            return Step::Waits;
+        }
         match &mut cursor.state {
+            State::Wants { .. } | State::AskedSnapshot | State::Snapshot(_) => Step::Waits,
             State::Asked | State::Ahead => Step::Waits,
             State::Pauses { until } if now < *until => Step::Waits,
-            State::Pauses { .. } => self.ask(key, cursor),
+            State::Pauses { .. } => self.ask(key, cursor, Kind::Events),
             State::Page(frames, index) => {
                 let frames = Arc::clone(frames);
                 let sent = self.send_missed(key, cursor.stream, &frames[*index..]);
@@ -316,7 +266,7 @@ impl Shard {
                         cursor.state = State::Ahead;
                         Step::Waits
                     }
-                    Found::Nothing { .. } | Found::NotHeld => self.ask(key, cursor),
+                    Found::Nothing { .. } | Found::NotHeld => self.ask(key, cursor, Kind::Events),
                 }
             }
         }
@@ -331,8 +281,10 @@ impl Shard {
             if !connection.outbox.has_room(room) {
                 break;
             }
-            for bytes in frame.reset.iter().chain([&frame.bytes]) {
-                connection.push(bytes.clone(), self.config.queue, &mut self.output, now);
+            // A large one may have to wait until nothing else is queued.
+            let bytes = frame::after_reset(frame.reset.as_ref(), &frame.bytes);
+            if connection.push(bytes, self.config.queue, &mut self.output, now) != Pushed::Queued {
+                break;
             }
             sent += 1;
         }
@@ -343,8 +295,8 @@ impl Shard {
         sent
     }
 
-    /// Asks a feed for what follows; later, if too many wait for that.
-    fn ask(&mut self, key: usize, cursor: &mut Cursor) -> Step {
+    /// Asks for what follows, or for a snapshot; later, if too many wait for that.
+    pub fn ask(&mut self, key: usize, cursor: &mut Cursor, what: Kind) -> Step {
         let (Some(connection), Some(members)) =
             (self.connections.get(key), self.subscriptions.members(cursor.stream))
         else {
@@ -352,10 +304,13 @@ impl Shard {
         };
         let (connection, Cursor { stream, at: after, .. }) = (connection.id, &*cursor);
         let waiter = Waiter { shard: self.index, connection, stream: *stream, after: *after };
-        let ask = Ask { stream: members.name.clone(), waiter };
-        cursor.state = match self.asks.try_send(ask) {
-            Ok(()) => State::Asked,
-            Err(_) => State::Pauses { until: Instant::now() + RETRY },
+        let ask = Ask { stream: members.name.clone(), what, waiter };
+        let later = Instant::now() + RETRY;
+        cursor.state = match (self.asks.try_send(ask), what) {
+            (Ok(()), Kind::Events) => State::Asked,
+            (Ok(()), Kind::Snapshots) => State::AskedSnapshot,
+            (Err(_), Kind::Events) => State::Pauses { until: later },
+            (Err(_), Kind::Snapshots) => State::Wants { from: later },
         };
         Step::Waits
     }
@@ -373,14 +328,20 @@ impl Shard {
             return;
         };
         // The stream may have been left, and resumed from elsewhere, since it was asked.
+        let snapshot = matches!(replayed, Replayed::Snapshot(_));
         let asked = |cursor: &Cursor| {
-            cursor.stream == stream && cursor.at == after && matches!(cursor.state, State::Asked)
+            let asked = match cursor.state {
+                State::Asked => !snapshot,
+                State::AskedSnapshot => snapshot,
+                _ => false,
+            };
+            asked && cursor.stream == stream && cursor.at == after
         };
         if let Some(index) = replaying.cursors.iter().position(asked) {
             let cursor = &mut replaying.cursors[index];
             if let Some(why) = cursor.answered(replayed, live, self.config.resume.age) {
                 let cursor = replaying.cursors.remove(index);
-                self.refuse_stream(&mut replaying, cursor.request, stream, cursor.at, why);
+                self.refuse_cursor(id.key, &mut replaying, cursor, why);
             }
         }
         self.answer_resumed(id.key, &mut replaying);
@@ -389,10 +350,24 @@ impl Shard {
 
     fn go_live(&mut self, key: usize, replaying: &mut Replaying, cursor: Cursor) {
         self.subscriptions.set_live(key, cursor.stream, true);
+        self.count_left_out(&cursor);
         let name = self.name_of_stream(cursor.stream);
         if let (Some(request), Some(stream)) = (replaying.request(cursor.request), name) {
             request.undone -= 1;
             request.resumed.push(Resumed { stream, from: cursor.from, replayed: cursor.replayed });
+        }
+    }
+
+    /// What follows a cursor is not to be had: that is told, or the client goes on from a snapshot. Where there is none, it goes
+    /// on where the stream stands, and `previous` shows what is missing.
+    fn refuse_cursor(&mut self, key: usize, replaying: &mut Replaying, mut cursor: Cursor, why: Refused) {
+        match cursor.request {
+            Some(request) => self.refuse_stream(replaying, request, cursor.stream, cursor.at, why),
+            None if cursor.snapshot == Snapshot::Nowhere => self.go_live(key, replaying, cursor),
+            None => {
+                cursor.start_over();
+                replaying.cursors.push(cursor);
+            }
         }
     }
 
@@ -411,7 +386,7 @@ impl Shard {
         {
             rejection.code = ErrorCode::EpochChanged;
         }
-        if let Some(request) = replaying.request(request) {
+        if let Some(request) = replaying.request(Some(request)) {
             request.undone -= 1;
             request.rejected.push(rejection);
             request.begin.push(stream);
@@ -427,10 +402,13 @@ impl Shard {
         for Request { id, resumed, rejected, begin, .. } in done {
             let mut positions = BTreeMap::new();
             for stream in begin {
-                if let Some(members) = self.subscriptions.members(stream) {
-                    positions.extend(members.last.map(|at| (members.name.clone(), at)));
+                let Some(members) = self.subscriptions.members(stream) else { continue };
+                positions.extend(members.last.map(|at| (members.name.clone(), at)));
+                if members.begins_with_snapshot() {
+                    replaying.cursors.push(Cursor::beginning(stream, members.last));
+                } else {
+                    self.subscriptions.set_live(key, stream, true);
                 }
-                self.subscriptions.set_live(key, stream, true);
             }
             self.metrics.count_resumed(resumed.len(), &rejected);
             self.say(key, &ControlMessage::Resumed { id, streams: resumed, positions, rejected });
@@ -446,22 +424,34 @@ impl Shard {
             else {
                 continue;
             };
-            let ahead =
-                |cursor: &Cursor| cursor.stream == frame.stream && matches!(cursor.state, State::Ahead);
-            if let Some(index) = replaying.cursors.iter().position(ahead)
-                && let Some(misses) = replaying.cursors[index].is_reached(position, before)
-            {
-                let mut cursor = replaying.cursors.remove(index);
-                if misses && let Some(connection) = self.connections.get_mut(key) {
-                    connection.push(frame.bytes.clone(), self.config.queue, &mut self.output, Instant::now());
-                    cursor.replayed += u64::from(position.is_some());
+            if let Some(index) = replaying.cursors.iter().position(|cursor| cursor.stream == frame.stream) {
+                let cursor = &mut replaying.cursors[index];
+                cursor.passed = cursor.passed.map(|passed| passed + u64::from(position.is_some()));
+                if matches!(cursor.state, State::Ahead)
+                    && let Some(misses) = cursor.is_reached(position, before)
+                {
+                    if misses && !self.send_passing(key, cursor, frame) {
+                        // It goes on from recent frames, when there is room.
+                        cursor.state = State::Reads;
+                    } else {
+                        let cursor = replaying.cursors.remove(index);
+                        self.go_live(key, &mut replaying, cursor);
+                        self.answer_resumed(key, &mut replaying);
+                    }
+                    self.mark(key);
                 }
-                self.go_live(key, &mut replaying, cursor);
-                self.answer_resumed(key, &mut replaying);
-                self.mark(key);
             }
             self.keep_replaying(key, replaying);
         }
+    }
+
+    /// Sends a frame that is just handed out to a client that has come to it; whether it fits.
+    fn send_passing(&mut self, key: usize, cursor: &mut Cursor, frame: &Frame) -> bool {
+        let Some(connection) = self.connections.get_mut(key) else { return false };
+        let pushed =
+            connection.push(frame.bytes.clone(), self.config.queue, &mut self.output, Instant::now());
+        cursor.replayed += u64::from(frame.event.is_some());
+        pushed == Pushed::Queued
     }
 
     /// Where a client stands on a stream that it is still being given.
@@ -477,6 +467,7 @@ impl Shard {
             self.connections.get_mut(key).and_then(|connection| connection.replaying.take())?;
         if let Some(index) = replaying.cursors.iter().position(|cursor| cursor.stream == stream) {
             let cursor = replaying.cursors.remove(index);
+            self.count_left_out(&cursor);
             if let Some(request) = replaying.request(cursor.request) {
                 request.undone -= 1;
             }
@@ -494,64 +485,6 @@ impl Shard {
     }
 }
 
-impl Cursor {
-    /// Takes the answer of a feed; `live`: where this edge stands. Why the stream cannot be resumed, if it cannot.
-    fn answered(&mut self, replayed: Replayed, live: Option<Position>, age: Duration) -> Option<Refused> {
-        match replayed {
-            Replayed::Frames(frames, index) => {
-                if self.replayed == 0
-                    && let Some(first) = frames.get(index).filter(|first| is_older(first, age))
-                {
-                    return Some(Refused::TooOld { oldest: first.position });
-                }
-                self.vain = 0;
-                self.state = State::Page(frames, index);
-                None
-            }
-            // The server has come to where the client is, and this edge will.
-            Replayed::Nothing { head } if is_ahead(self.at, live) && covers(head, self.at) => {
-                self.state = State::Ahead;
-                None
-            }
-            Replayed::Nothing { .. } if self.vain >= RETRIES => Some(Refused::Beyond),
-            Replayed::Nothing { .. } => {
-                self.vain += 1;
-                self.state = State::Pauses { until: Instant::now() + RETRY };
-                None
-            }
-            Replayed::Lost { oldest } => Some(Refused::Lost { oldest }),
-        }
-    }
-
-    /// Whether the stream has come to where the cursor waits, now that a frame was handed out; and if so, whether the client
-    /// misses that frame. `position`: the event's, if it is one; `before`: where the stream stood before it.
-    fn is_reached(&self, position: Option<Position>, before: Option<Position>) -> Option<bool> {
-        let at = self.at?;
-        match position {
-            // The stream is numbered anew: whoever is in the old epoch has all of it.
-            None => before.filter(|before| before.epoch == at.epoch).map(|_| true),
-            Some(position) if position == at => Some(false),
-            Some(position) => {
-                let passed = position.epoch == at.epoch && position.sequence > at.sequence;
-                passed.then_some(true)
-            }
-        }
-    }
-}
-
-impl Refused {
-    fn rejection(self, stream: &StreamName, last: Option<Position>) -> Rejection {
-        let (oldest, message) = match self {
-            Self::Lost { oldest } => (oldest, "what follows the position is no longer kept"),
-            Self::TooMany => (last, "more events were missed than are replayed"),
-            Self::TooOld { oldest } => (Some(oldest), "what was missed is older than what is replayed"),
-            Self::Beyond => (None, "the position is beyond the newest event"),
-            Self::NoEvents => (None, "the stream has no event, so none with this sequence"),
-        };
-        Rejection { oldest, ..Rejection::new(stream.as_str(), ErrorCode::ResumeGap, message) }
-    }
-}
-
 /// Where a client goes on: its own position, or its number in the stream's epoch.
 fn start_of(resume: &Resume, grant: &Grant) -> Result<Option<Position>, Refused> {
     let seen = match resume {
@@ -565,32 +498,5 @@ fn start_of(resume: &Resume, grant: &Grant) -> Result<Option<Position>, Refused>
             let epoch = grant.position.ok_or(Refused::NoEvents)?.epoch;
             Ok(Some(Position { epoch, sequence }))
         }
-    }
-}
-
-/// What may be queued of what was missed: so little that the client never counts as crowded, which would hold up others.
-fn room(queue: &Bounds) -> Bounds {
-    Bounds { frames: (queue.frames / 8).max(1), bytes: queue.bytes / 8 }
-}
-
-fn is_older(frame: &RecentFrame, age: Duration) -> bool {
-    let now = Duration::from_micros(now_us());
-    frame.engine_time_us > 0 && now.saturating_sub(Duration::from_micros(frame.engine_time_us)) > age
-}
-
-/// Whether a position is beyond another of the same epoch, or there is no other.
-fn is_ahead(position: Option<Position>, other: Option<Position>) -> bool {
-    match (position, other) {
-        (Some(position), Some(other)) => position.epoch != other.epoch || position.sequence > other.sequence,
-        (Some(_), None) => true,
-        (None, _) => false,
-    }
-}
-
-/// Whether one who stands at `head` has come to a position.
-fn covers(head: Option<Position>, position: Option<Position>) -> bool {
-    match (head, position) {
-        (Some(head), Some(position)) => head.epoch == position.epoch && head.sequence >= position.sequence,
-        _ => false,
     }
 }

@@ -29,10 +29,11 @@ use super::{
     connection::{Admitted, CLOSE_TIMEOUT, Connection, Phase, Slot},
     frame,
     metrics::EdgeMetrics,
-    outbox::Pushed,
+    outbox::{Bounds, Pushed},
     queue::{ConnectionId, Frame, FrameEvent, ShardQueue, StreamId, ToHub, ToShard},
     recent::Recent,
     replay::Ask,
+    snapshots::Snapshots,
     subscriptions::Subscriptions,
 };
 use crate::{
@@ -59,6 +60,10 @@ const RECONNECT_SPREAD_MS: u64 = 1_000;
 /// How long a draining edge waits for its clients to take what is queued and to close.
 const DRAIN_TIME: Duration = Duration::from_secs(1);
 
+/// Room for answers in a queue that is full of events: a client that is conflated may still ask. As many as there may be
+/// requests outstanding.
+const ANSWERS: Bounds = Bounds { frames: 64, bytes: 64 * 1024 };
+
 pub type SharedShard = Rc<RefCell<Shard>>;
 
 pub struct Shard {
@@ -74,7 +79,9 @@ pub struct Shard {
     pub hub: mpsc::Sender<ToHub>,
     /// What the hub gave out lately.
     pub recent: Arc<Recent>,
-    /// For what is not there any more.
+    /// What was fetched lately for clients that begin with one.
+    pub snapshots: Arc<Snapshots>,
+    /// For what is not there, or not any more.
     pub asks: mpsc::Sender<Ask>,
     /// Subscriptions that have ended and that the hub has not been told of; never more than there were.
     releases: Vec<StreamId>,
@@ -110,6 +117,7 @@ pub struct ShardParts {
     pub lifecycle: LifecycleEvents,
     pub hub: mpsc::Sender<ToHub>,
     pub recent: Arc<Recent>,
+    pub snapshots: Arc<Snapshots>,
     pub asks: mpsc::Sender<Ask>,
     /// What the hub has for it.
     pub queue: Arc<ShardQueue>,
@@ -131,6 +139,7 @@ impl Shard {
             lifecycle,
             hub,
             recent,
+            snapshots,
             asks,
             queue,
         } = parts;
@@ -148,6 +157,7 @@ impl Shard {
             subscriptions: Subscriptions::default(),
             hub,
             recent,
+            snapshots,
             asks,
             releases: Vec::new(),
             releases_ready: Rc::new(Notify::new()),
@@ -216,7 +226,9 @@ impl Shard {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
         };
-        if connection.push(frame, self.config.queue, &mut self.output, now) == Pushed::Full {
+        let Bounds { frames, bytes } = self.config.queue;
+        let bounds = Bounds { frames: frames + ANSWERS.frames, bytes: bytes + ANSWERS.bytes };
+        if connection.push(frame, bounds, &mut self.output, now) == Pushed::Full {
             self.overload(key, "its queue is full");
         }
     }
@@ -241,7 +253,9 @@ impl Shard {
             }
         }
         if let Some(connection) = self.connections.get_mut(key) {
-            let crowded = connection.is_open() && connection.outbox.is_crowded(self.config.queue);
+            // What passes a slow client by need not wait for it.
+            let behind = connection.replaying.as_ref().is_some_and(|replaying| replaying.is_behind());
+            let crowded = connection.is_open() && !behind && connection.outbox.is_crowded(self.config.queue);
             if mem::replace(&mut connection.crowded, crowded) != crowded {
                 self.count_crowded(crowded);
             }
@@ -258,7 +272,7 @@ impl Shard {
     }
 
     /// The client does not take what it has subscribed to.
-    fn overload(&mut self, key: usize, why: &str) {
+    pub fn overload(&mut self, key: usize, why: &str) {
         let Some(connection) = self.connections.get(key).filter(|connection| connection.is_open()) else {
             return;
         };
@@ -280,8 +294,12 @@ impl Shard {
     }
 
     pub fn unsubscribe_all(&mut self, key: usize) {
-        if let Some(connection) = self.connections.get_mut(key) {
-            connection.replaying = None;
+        if let Some(replaying) =
+            self.connections.get_mut(key).and_then(|connection| connection.replaying.take())
+        {
+            for cursor in &replaying.cursors {
+                self.count_left_out(cursor);
+            }
         }
         let streams = self.subscriptions.remove_all(key);
         self.metrics.subscriptions.sub(streams.len() as i64);
@@ -333,7 +351,7 @@ impl Shard {
                 self.dirty.push(*key);
             }
         }
-        let before = members.last;
+        let (before, on_slow) = (members.last, members.policy.on_slow);
         let waiting = members.waiting.clone();
         if let Some(FrameEvent { position, engine_time_us, channel }) = &frame.event {
             members.last = Some(*position);
@@ -359,7 +377,7 @@ impl Shard {
             self.written.push((*engine_time_us, channel.latency.clone()));
         }
         for key in overloaded {
-            self.overload(key, "its queue is full");
+            self.fall_behind(key, frame, on_slow, before);
         }
         if !waiting.is_empty() {
             self.pass_waiting(frame, waiting, before);

@@ -4,9 +4,9 @@
 
 use std::collections::{HashMap, hash_map::Entry};
 
-use tickmesh_protocol::{Position, StreamName};
+use tickmesh_protocol::{Position, StreamName, policy::ChannelPolicy};
 
-use super::queue::{Grant, StreamId};
+use super::queue::{Grant, StreamId, begins_with_snapshot};
 
 /// The subscriptions of one shard. Connections go by their place in the shard.
 #[derive(Debug, Default)]
@@ -34,6 +34,8 @@ pub struct Members {
     pub waiting: Vec<usize>,
     /// Where the stream stood when the last of its frames was handed out.
     pub last: Option<Position>,
+    /// What new clients begin with, and slow ones get.
+    pub policy: ChannelPolicy,
 }
 
 impl Subscriptions {
@@ -55,10 +57,11 @@ impl Subscriptions {
                     live: Vec::new(),
                     waiting: Vec::new(),
                     last: None,
+                    policy: grant.policy,
                 })
             }
         };
-        members.last = grant.position;
+        (members.last, members.policy) = (grant.position, grant.policy);
         list.insert(at, (grant.id, members.push(connection, live)));
         true
     }
@@ -159,6 +162,10 @@ impl Subscriptions {
 }
 
 impl Members {
+    pub fn begins_with_snapshot(&self) -> bool {
+        begins_with_snapshot(self.policy, self.last)
+    }
+
     fn list_mut(&mut self, live: bool) -> &mut Vec<usize> {
         if live { &mut self.live } else { &mut self.waiting }
     }
@@ -179,7 +186,8 @@ mod tests {
     use super::*;
 
     fn grant(id: usize) -> Grant {
-        Grant { id: StreamId(id), name: format!("trades.s{id}").parse().unwrap(), position: None }
+        let (name, policy) = (format!("trades.s{id}").parse().unwrap(), ChannelPolicy::default());
+        Grant { id: StreamId(id), name, position: None, policy }
     }
 
     proptest! {

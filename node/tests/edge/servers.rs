@@ -12,7 +12,8 @@ use futures_util::{
 };
 use tickmesh::edge::{Servers, Unavailable};
 use tickmesh_protocol::{
-    Batch, Event, PublisherKey, SignedBatch, StreamName, Topic,
+    Batch, Event, Previous, PublisherKey, SignedBatch, StreamName, Topic,
+    book::Book,
     feed::{Denial, FeedEnd, FeedFrame, PrivateChange},
     fetching::Ask,
 };
@@ -62,6 +63,9 @@ struct State {
     log: HashMap<StreamName, BTreeMap<(u64, u64), Event>>,
     manners: BTreeMap<PublisherKey, Manner>,
     asks: Vec<Ask>,
+    snapshot_asks: usize,
+    /// Snapshots are of this sequence at the latest.
+    snapshots_until: Option<u64>,
     open: usize,
     most_open: usize,
 }
@@ -122,6 +126,16 @@ impl Played {
     /// How often servers have been asked.
     pub fn asks(&self) -> usize {
         self.state.lock().unwrap().asks.len()
+    }
+
+    /// How often servers have been asked for snapshots.
+    pub fn snapshot_asks(&self) -> usize {
+        self.state.lock().unwrap().snapshot_asks
+    }
+
+    /// Servers have come no further than this, as far as snapshots go.
+    pub fn set_snapshots_until(&self, sequence: u64) {
+        self.state.lock().unwrap().snapshots_until = Some(sequence);
     }
 
     /// Who has been asked, in order.
@@ -268,6 +282,54 @@ impl Played {
     }
 }
 
+impl Played {
+    /// Of `depth` streams the book, if it is whole; of others the last event.
+    pub fn serve_snapshots(
+        self: &Arc<Self>,
+        topic: Topic,
+        ask: &Ask,
+    ) -> BoxStream<'static, Result<FeedFrame, Unavailable>> {
+        self.state.lock().unwrap().snapshot_asks += 1;
+        let (played, mut gate) = (Arc::clone(self), self.gate.subscribe());
+        let streams: Vec<_> = ask.streams.iter().map(|(stream, _)| stream.clone()).collect();
+        let frames = stream::once(async move {
+            let _ = gate.wait_for(|open| *open).await;
+            let snapshots: Vec<_> =
+                streams.into_iter().map(|stream| (played.snapshot(&stream), stream)).collect();
+            let end = |(snapshot, stream): &(Option<Event>, StreamName)| {
+                let end = match snapshot {
+                    Some(event) => FeedEnd::Complete { head: Some(event.position()) },
+                    None => FeedEnd::Refused { oldest: None },
+                };
+                (stream.clone(), end)
+            };
+            let ends = snapshots.iter().map(end).collect();
+            let events: Vec<_> = snapshots.into_iter().filter_map(|(snapshot, _)| snapshot).collect();
+            let key = signing_key();
+            let page =
+                (!events.is_empty()).then(|| SignedBatch::sign_snapshots(batch(&topic, &events), &key));
+            let page = page.map(|page| Ok(FeedFrame::Snapshots(page.unwrap())));
+            stream::iter(page.into_iter().chain([Ok(FeedFrame::End { streams: ends })]))
+        });
+        frames.flatten().boxed()
+    }
+
+    fn snapshot(&self, stream: &StreamName) -> Option<Event> {
+        let state = self.state.lock().unwrap();
+        let until = state.snapshots_until.unwrap_or(u64::MAX);
+        let mut log = state.log.get(stream)?.values().filter(|event| event.sequence.get() <= until);
+        let mut book = Book::default();
+        let data = if stream.channel() == "depth" {
+            log.clone().for_each(|event| book.apply(&event.data).unwrap());
+            book.to_data()?.into()
+        } else {
+            log.clone().next_back()?.data.clone()
+        };
+        let last = log.next_back()?.clone();
+        Some(Event { previous: Previous::Unknown { read_from: last.sequence }, data, ..last })
+    }
+}
+
 impl State {
     fn frames(&self, topic: &Topic, ask: &Ask, manner: Manner) -> Vec<Result<FeedFrame, Unavailable>> {
         let (mut ends, mut events) = (Vec::new(), Vec::new());
@@ -315,14 +377,16 @@ impl State {
 }
 
 fn page(topic: &Topic, events: &[Event]) -> FeedFrame {
-    let key = signing_key();
-    let batch = Batch {
-        publisher: key.publisher(),
+    FeedFrame::Page(SignedBatch::sign_page(batch(topic, events), &signing_key()).unwrap())
+}
+
+fn batch(topic: &Topic, events: &[Event]) -> Batch {
+    Batch {
+        publisher: signing_key().publisher(),
         boot: 1,
         counter: 0,
         topic: topic.clone(),
         events: events.to_vec(),
         heads: Vec::new(),
-    };
-    FeedFrame::Page(SignedBatch::sign_page(batch, &key).unwrap())
+    }
 }

@@ -29,6 +29,7 @@ use tickmesh_protocol::{
     feed::{FeedFrame, PrivateChange},
     fetching::Ask,
     head::{Head, HeadReply, HeadRequest},
+    policy::{ChannelPolicy, OnSlow, Retain},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -114,6 +115,7 @@ pub struct Mesh {
 #[derive(Default)]
 struct MeshState {
     heads: HashMap<String, Head>,
+    policies: HashMap<String, ChannelPolicy>,
     joined: BTreeSet<Topic>,
     left: usize,
     questions: usize,
@@ -131,6 +133,11 @@ impl Drop for Held {
 impl Mesh {
     pub fn set_head(&self, stream: &str, head: Head) {
         self.state.lock().unwrap().heads.insert(stream.into(), head);
+    }
+
+    pub fn set_policy(&self, channel: &str, retain: Retain, on_slow: OnSlow) {
+        let policy = ChannelPolicy { retain, on_slow };
+        self.state.lock().unwrap().policies.insert(channel.into(), policy);
     }
 
     pub fn hold_answers(self: &Arc<Self>) -> Held {
@@ -185,7 +192,7 @@ impl Upstream for Played {
                 heads: request.streams.iter().map(head).collect(),
                 read: Vec::new(),
                 left: Vec::new(),
-                policy: Default::default(),
+                policy: state.policies.get(request.topic.channel()).copied().unwrap_or_default(),
             })
         })
     }
@@ -205,6 +212,11 @@ impl Upstream for Played {
         changes: mpsc::Receiver<PrivateChange>,
     ) -> BoxStream<'static, Result<FeedFrame, Unavailable>> {
         self.0.servers.private(server, changes)
+    }
+
+    fn snapshots(&self, topic: &Topic, ask: Ask) -> BoxStream<'static, Result<FeedFrame, Unavailable>> {
+        assert!(ask.streams.iter().all(|(stream, _)| topic.carries(stream)));
+        self.0.servers.serve_snapshots(topic.clone(), &ask)
     }
 }
 

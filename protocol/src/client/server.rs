@@ -63,7 +63,8 @@ pub enum ControlMessage {
         user: Option<String>,
         limits: Limits,
     },
-    /// Everything after `positions` will be delivered; a stream without an event so far has none.
+    /// Everything after `positions` will be delivered, or a snapshot and everything after that; a stream without an event so
+    /// far has none.
     Subscribed {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         id: Option<RequestId>,
@@ -72,7 +73,7 @@ pub enum ControlMessage {
         rejected: Vec<Rejection>,
     },
     /// Everything that was missed on `streams` has been sent, and what is new follows on them. A stream that is rejected
-    /// with `resume_gap` or `epoch_changed` begins after its position in `positions`.
+    /// with `resume_gap` or `epoch_changed` begins after its position in `positions`, or with a snapshot.
     Resumed {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         id: Option<RequestId>,
@@ -187,6 +188,27 @@ pub fn write_data_message(out: &mut Vec<u8>, event: &Event) {
         let _ = write!(out, r#","signature":"{}""#, signature.as_str());
     }
     out.push(b'}');
+}
+
+/// What a data message says of itself besides; see [`DataMessage`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    Snapshot,
+    Conflated,
+}
+
+/// Appends a message of [`write_data_message`] with a mark, which stands before `data`: `"snapshot":true`.
+pub fn write_marked_message(out: &mut Vec<u8>, message: &[u8], mark: Mark) {
+    const DATA: &[u8] = br#","data":"#;
+    // No name or number holds a quote, so the first place is the field.
+    let at = message.windows(DATA.len()).position(|part| part == DATA).unwrap_or(0);
+    let (head, data) = message.split_at(at);
+    out.extend_from_slice(head);
+    out.extend_from_slice(match mark {
+        Mark::Snapshot => br#","snapshot":true"#,
+        Mark::Conflated => br#","conflated":true"#,
+    });
+    out.extend_from_slice(data);
 }
 
 /// What a client receives.

@@ -116,6 +116,7 @@ impl Hub {
             subscriptions: 0,
             idle_since: None,
             channel: None,
+            policy: ChannelPolicy::default(),
         });
         self.names.insert(name.clone(), key);
         Ok(key)
@@ -167,11 +168,13 @@ impl Hub {
 
     pub(super) fn answer(&mut self, answer: Answer) {
         let Answer { streams, reply } = answer;
-        let HeadReply { heads, read, left, .. } = match reply {
+        let HeadReply { heads, read, left, policy } = match reply {
             Ok(reply) if reply.heads.len() == streams.len() => reply,
             Ok(_) => return self.refused(&streams, &unavailable("a peer answered another question")),
             Err(refusal) => return self.refused(&streams, &refusal),
         };
+        // One that could not be kept is none.
+        let policy = if policy.check(false).is_ok() { policy } else { ChannelPolicy::default() };
         // First the requests are confirmed where the streams stand, then come the events that were held.
         let now = self.now();
         let read: Arc<[Position]> = read.into();
@@ -192,6 +195,7 @@ impl Hub {
                 left.iter().filter(|(stream, _)| *stream == at).map(|(_, epoch)| *epoch).collect();
             stream.repair.note_left(&left);
             self.recent.begin(StreamId(*key), position);
+            stream.policy = policy;
             stream.channel = Some(self.metrics.channel(&mut self.channels, stream.name.channel()));
             held.push((*key, outputs));
             self.joined_at.insert(*key, position);
@@ -263,6 +267,7 @@ impl Hub {
                 id: StreamId(key),
                 name: stream.name.clone(),
                 position: self.joined_at.get(&key).copied().unwrap_or_else(|| stream.repair.position()),
+                policy: stream.policy,
             });
         }
         self.outgoing[shard].push(ToShard::Confirm(Confirmation { connection, ticket, granted, rejected }));

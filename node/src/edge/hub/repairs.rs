@@ -380,7 +380,8 @@ impl Hub {
             tracing::debug!(%topic, streams = streams.len(), attempt, "fetch begins");
             let fetching = Fetching::new(&topic, wanted, self.repairs.servers(now), attempt);
             let (upstream, to_hub) = (Arc::clone(&self.upstream), self.repairs.to_hub.clone());
-            let task = self.repairs.tasks.spawn(fetch::run(id, topic.clone(), fetching, upstream, to_hub));
+            let run = fetch::run(id, fetch::Kind::Events, topic.clone(), fetching, upstream, to_hub);
+            let task = self.repairs.tasks.spawn(run);
             self.repairs.running.insert(id, Running { topic, streams, task });
         }
     }

@@ -76,7 +76,7 @@ proptest! {
         let logs: Vec<_> = (0..3).map(|stream| log(stream, length)).collect();
         let mut waiting = Waiting::default();
         for (serial, (stream, after)) in asks.iter().enumerate() {
-            waiting.add(Ask { stream: name(*stream), waiter: waiter(serial, *after) });
+            waiting.add(Ask { stream: name(*stream), what: Kind::Events, waiter: waiter(serial, *after) });
         }
         let answers = serve(&mut waiting, &logs, oldest, page);
         prop_assert_eq!(answers.len(), asks.len());
@@ -98,6 +98,7 @@ proptest! {
                     prop_assert!(lost, "{after:?} of {missed:?}");
                     prop_assert!(told.is_none_or(|told| told.sequence.get() >= oldest));
                 }
+                Replayed::Snapshot(_) => prop_assert!(false, "nobody asked for a snapshot"),
             }
         }
     }
@@ -107,7 +108,11 @@ proptest! {
 fn a_thousand_lost_positions_are_answered_by_a_few_fetches() {
     let mut waiting = Waiting::default();
     for serial in 0..1000 {
-        waiting.add(Ask { stream: name(0), waiter: waiter(serial, Some(serial as u64 + 1)) });
+        waiting.add(Ask {
+            stream: name(0),
+            what: Kind::Events,
+            waiter: waiter(serial, Some(serial as u64 + 1)),
+        });
     }
     let mut fetches = 0;
     while !waiting.is_empty() {
@@ -124,8 +129,8 @@ fn a_thousand_lost_positions_are_answered_by_a_few_fetches() {
 #[test]
 fn a_feed_that_begins_late_is_a_loss() {
     let mut waiting = Waiting::default();
-    waiting.add(Ask { stream: name(0), waiter: waiter(0, Some(3)) });
-    waiting.add(Ask { stream: name(0), waiter: waiter(1, Some(8)) });
+    waiting.add(Ask { stream: name(0), what: Kind::Events, waiter: waiter(0, Some(3)) });
+    waiting.add(Ask { stream: name(0), what: Kind::Events, waiter: waiter(1, Some(8)) });
     assert_eq!(waiting.begin(), [(name(0), Some(at(3)))]);
     let events = log(0, 12);
     let answers = waiting.page(&events[5..]);
@@ -138,7 +143,7 @@ fn a_feed_that_begins_late_is_a_loss() {
 #[test]
 fn a_reset_goes_before_the_first_event_of_its_epoch() {
     let mut waiting = Waiting::default();
-    waiting.add(Ask { stream: name(0), waiter: waiter(0, Some(2)) });
+    waiting.add(Ask { stream: name(0), what: Kind::Events, waiter: waiter(0, Some(2)) });
     waiting.begin();
     let mut events = log(0, 3);
     events.push(Event {
