@@ -6,6 +6,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a benchmark stops at any fault")]
 
+#[path = "support/edge.rs"]
+mod support;
+
 use std::{
     cell::{Cell, RefCell},
     env, fs,
@@ -18,29 +21,20 @@ use std::{
 
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput};
-use futures_util::{future::BoxFuture, stream::BoxStream};
 use tickmesh::{
-    edge::{self, Config, NodeInfo, Parts, Servers, Unavailable, Upstream},
+    edge::{self, Config, NodeInfo, Parts},
     ops::{lifecycle::LifecycleEvents, metrics::Registry},
 };
 use tickmesh_protocol::{
-    Batch, Epoch, Event, Position, Previous, PublisherKey, Sequence, SignedBatch, SigningKey, StreamName,
-    Topic,
+    Batch, Epoch, Event, Previous, Sequence, SignedBatch, SigningKey, StreamName, Topic,
     client::write_data_message,
-    feed::{FeedFrame, PrivateChange},
-    fetching::Ask,
-    head::{Head, HeadReply, HeadRequest},
 };
-use tokio::{
-    runtime::Runtime,
-    sync::{mpsc, watch},
-};
+use tokio::{runtime::Runtime, sync::mpsc};
 use tokio_util::sync::CancellationToken;
 
-const STREAM: &str = "trades.btc_usdt";
+use self::support::{FIRST_SEQUENCE, QuietMesh, raise_file_limit, resident_bytes, subscribe};
 
-/// All sequences, and `previous` of the first, have seven digits, so that all frames are equally long.
-const FIRST_SEQUENCE: u64 = 1_000_001;
+const STREAM: &str = "trades.btc_usdt";
 
 /// Makes the whole frame about 200 bytes long.
 const DATA: &[u8] = br#"{"price":"36200.51","quantity":"0.01250000","side":"buy","id":1724548381123,"maker":"a1b2c3d4e5","timestamp":1724548381123}"#;
@@ -74,12 +68,6 @@ fn main() {
     criterion.final_summary();
 }
 
-fn raise_file_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
-}
-
 /// CPU time of all threads of this process, in nanoseconds.
 fn cpu_ns() -> u64 {
     let tasks = fs::read_dir("/proc/self/task").unwrap();
@@ -87,12 +75,6 @@ fn cpu_ns() -> u64 {
         .filter_map(|task| fs::read_to_string(task.ok()?.path().join("schedstat")).ok())
         .filter_map(|stat| stat.split(' ').next()?.parse::<u64>().ok())
         .sum()
-}
-
-/// Resident memory of this process, in bytes.
-fn resident_bytes() -> usize {
-    let statm = fs::read_to_string("/proc/self/statm").unwrap();
-    statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
 }
 
 /// The child that holds the receiving ends, and what it has received.
@@ -227,48 +209,6 @@ struct EdgeUnderTest {
     sequence: Cell<u64>,
 }
 
-/// A mesh whose streams stand before the first event.
-struct QuietMesh;
-
-impl Upstream for QuietMesh {
-    fn join(&self, _: &Topic) {}
-
-    fn leave(&self, _: &Topic) {}
-
-    fn heads(&self, request: HeadRequest) -> BoxFuture<'static, Result<HeadReply, Unavailable>> {
-        let sequence = Sequence::new(FIRST_SEQUENCE - 1).unwrap();
-        let head = Head::At(Position { epoch: Epoch::from_u64(1), sequence });
-        Box::pin(async move {
-            Ok(HeadReply {
-                heads: vec![head; request.streams.len()],
-                read: Vec::new(),
-                left: Vec::new(),
-                policy: Default::default(),
-            })
-        })
-    }
-
-    fn servers(&self) -> watch::Receiver<Servers> {
-        watch::Sender::new(Servers::new()).subscribe()
-    }
-
-    fn fetch(&self, _: &Topic, _: Ask) -> BoxStream<'static, Result<FeedFrame, Unavailable>> {
-        Box::pin(futures_util::stream::empty())
-    }
-
-    fn private(
-        &self,
-        _: PublisherKey,
-        _: mpsc::Receiver<PrivateChange>,
-    ) -> BoxStream<'static, Result<FeedFrame, Unavailable>> {
-        Box::pin(futures_util::stream::empty())
-    }
-
-    fn snapshots(&self, _: &Topic, _: Ask) -> BoxStream<'static, Result<FeedFrame, Unavailable>> {
-        Box::pin(futures_util::stream::empty())
-    }
-}
-
 impl EdgeUnderTest {
     fn start(connections: usize) -> Self {
         let hours = Duration::from_secs(10_000);
@@ -340,9 +280,6 @@ impl EdgeUnderTest {
 mod receivers {
     use super::*;
 
-    const HANDSHAKE: &str = "GET /ws HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
-        sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
-
     pub(super) fn run(task: &str) {
         let parts: Vec<&str> = task.split(' ').collect();
         let (kind, address, connections, control) = (parts[0], parts[1], parts[2].parse().unwrap(), parts[3]);
@@ -356,17 +293,7 @@ mod receivers {
     fn connect(kind: &str, address: &str) -> TcpStream {
         let mut socket = TcpStream::connect(address).unwrap();
         if kind == "ws" {
-            let request = format!(r#"{{"action":"subscribe","streams":["{STREAM}"]}}"#);
-            let mut bytes = HANDSHAKE.as_bytes().to_vec();
-            bytes.extend([0x81, 0x80 | request.len() as u8, 0, 0, 0, 0]);
-            bytes.extend(request.as_bytes());
-            socket.write_all(&bytes).unwrap();
-            let mut answer = Vec::new();
-            while !answer.windows(13).any(|part| part == br#""rejected":[]"#) {
-                let mut part = [0; 4096];
-                let bytes = socket.read(&mut part).unwrap();
-                answer.extend_from_slice(&part[..bytes]);
-            }
+            subscribe(&mut socket, &[STREAM]);
         }
         socket.set_nonblocking(true).unwrap();
         socket

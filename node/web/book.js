@@ -109,11 +109,16 @@ export class OrderBook {
   }
 
   /**
-   * A message of `depth.<symbol>`.
+   * A message of `depth.<symbol>`. One that an edge marks as a snapshot holds the whole book, whatever came before.
    *
-   * @param {{ sequence: number, previous: number | null, data: Depth }} message
+   * @param {{ sequence: number, previous: number | null, snapshot?: boolean, data: Depth }} message
    */
-  diff({ sequence, previous, data }) {
+  diff({ sequence, previous, snapshot, data }) {
+    if (snapshot) {
+      this.#audit = null;
+      this.#adopt(sequence, data);
+      return;
+    }
     if (!this.synced) {
       this.#hold({ sequence, previous, data });
       return;

@@ -32,6 +32,17 @@ test("diffs change, add and remove; another spelling of a price is the same leve
   assert.equal(book.sequence, 11);
 });
 
+test("a snapshot among the diffs replaces the book, and diffs that were kept go on from it", () => {
+  const slow = live();
+  slow.diff({ sequence: 20, previous: null, snapshot: true, data: { asks: [["105", "1"]], bids: [] } });
+  assert.deepEqual([levels(slow.asks), levels(slow.bids), slow.sequence], [[["105", "1"]], [], 20]);
+  const fresh = new OrderBook();
+  fresh.diff({ sequence: 21, previous: 20, data: { asks: [["106", "2"]] } });
+  fresh.diff({ sequence: 20, previous: null, snapshot: true, data: { asks: [["105", "1"]], bids: [] } });
+  assert.deepEqual([levels(fresh.asks), fresh.sequence, fresh.synced], [[["105", "1"], ["106", "2"]], 21, true]);
+  assert.equal(slow.gaps + fresh.gaps + slow.mismatches, 0);
+});
+
 test("diffs before the snapshot are kept, and only the newer ones applied", () => {
   const book = new OrderBook();
   book.diff({ sequence: 11, previous: 10, data: { asks: [["101", "9"]] } });
