@@ -196,13 +196,14 @@ async fn a_position_that_retention_took_is_noticed() {
     broker.create_topic("short", 1).await;
     let more =
         "start = 'beginning'\n[properties]\n'queued.min.messages' = 1\n'queued.max.messages.kbytes' = 1";
-    let producer = broker.producer();
+    // Each record is fetched by itself.
+    let mut client = broker.client();
+    client.set("batch.num.messages", "1");
+    let producer = KafkaProducer::new(&client);
     let value = "x".repeat(10_000);
     let write = |count| {
-        for _ in 0..count {
-            producer.send("short", 0, Some(&value));
-            producer.flush();
-        }
+        (0..count).for_each(|_| producer.send("short", 0, Some(&value)));
+        producer.flush();
     };
     write(1);
     let mut source = Running::start(&broker.bootstrap(), &["short"], more);

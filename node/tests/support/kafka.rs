@@ -248,7 +248,8 @@ impl KafkaBroker {
         let mut command = Command::new("java");
         command
             // Quick to start, small: a test broker handles little.
-            .args(["-Xms128m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp"])
+            .args(["-Xms128m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
+            .args(["-XX:+UnlockDiagnosticVMOptions", "-XX:-BytecodeVerificationRemote", "-cp"])
             .arg(self.libs.join("*"))
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a log file"))
