@@ -1,8 +1,10 @@
 // The page: makes the parts and puts them together. Messages change models and ask for a frame; views paint models.
 
+import { Account } from "./account.js";
 import { BookView } from "./book-view.js";
 import { CandleSet } from "./candles.js";
 import { ChartView } from "./chart.js";
+import { Controls } from "./controls.js";
 import { Frames, byId, setText } from "./dom.js";
 import { pair, price } from "./format.js";
 import { bindKeys } from "./keyboard.js";
@@ -36,8 +38,13 @@ const home =
   network.edges.find(({ name }) => name === network.node) ??
   network.edges[0];
 
+const controls = network.controls === null ? null : new Controls(network.controls);
+// An edge knows who a client is from its handshake on.
+const account = controls && new Account(controls, () => client.moveTo(urlsFrom(edgeOf(client.state.url) ?? home)));
 const client = new TickmeshClient({
   urls: urlsFrom(home),
+  token: account?.token,
+  jwks: controls?.jwks,
   onState: (state) => showState(state),
   onRoundTrip: (ms) => vitals.roundTrip(ms),
 });
@@ -54,6 +61,10 @@ const trades = new TradesView(frames.ask);
 const theme = new Theme(byId("theme"), () => chart.recolour());
 const views = [ticker, chart, book, trades, vitals];
 for (const view of [...views, symbols]) frames.add(view);
+if (account) {
+  account.use(client, frames.ask);
+  frames.add(account);
+}
 
 function showState(state) {
   const edge = edgeOf(state.url);

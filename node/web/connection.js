@@ -22,7 +22,7 @@ import { Tokens } from "./tokens.js";
  * @property {string[]} urls
  * @property {typeof WebSocket} WebSocket
  * @property {() => number} random
- * @property {() => string | Promise<string>} [token]
+ * @property {import("./tokens.js").Source} [token]
  * @property {string[]} [protocols]
  *
  * @typedef {object} Hooks
@@ -189,7 +189,7 @@ export class Connection {
       (token) => {
         if (this.#opening !== opening) return;
         this.#token = token;
-        this.#dial(url, [SUBPROTOCOL, `bearer.${token}`]);
+        this.#dial(url, token === null ? [] : [SUBPROTOCOL, `bearer.${token}`]);
       },
       (error) => this.#opening === opening && this.#again(`no token: ${error.message}`),
     );

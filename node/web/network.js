@@ -2,7 +2,8 @@
 
 /**
  * @typedef {{ name: string, region: string, title: string, url: string }} Edge
- * @typedef {{ node: string, region: string, edges: Edge[], symbols: string[] }} Network
+ * @typedef {{ node: string, region: string, edges: Edge[], symbols: string[], controls: string | null }} Network
+ *   controls: where a demo signs its users in
  */
 
 /**
@@ -34,13 +35,14 @@ function complete(raw) {
       url,
     })),
     symbols: texts(raw.symbols),
+    controls: typeof raw.controls === "string" ? raw.controls : null,
   };
 }
 
 function ownHost() {
   const scheme = location.protocol === "https:" ? "wss" : "ws";
   const edge = { name: location.host, region: "", title: "This edge", url: `${scheme}://${location.host}/ws` };
-  return { node: "", region: "", edges: [edge], symbols: [] };
+  return { node: "", region: "", edges: [edge], symbols: [], controls: null };
 }
 
 function texts(list) {

@@ -76,8 +76,8 @@ export class TickmeshClient {
    * @param {(error: { code: string, message: string }) => void} [options.onError] `error` messages of the edge
    * @param {any} [options.WebSocket] the class, where there is no global one
    * @param {() => number} [options.random] in [0, 1)
-   * @param {() => string | Promise<string>} [options.token] gives the token to sign in with; asked at each connection, and
-   *   again before one expires
+   * @param {import("./tokens.js").Source} [options.token] gives the token to sign in with, or null; asked at each connection,
+   *   and again before one expires
    * @param {string | URL | import("./signature.js").Jwks} [options.jwks] public keys to verify signed events with: an
    *   address, or the set itself; best had from the exchange and not from the edge
    * @param {Record<string, Position | number | null>} [options.positions] where streams stood: they are resumed from there

@@ -11,6 +11,12 @@ const PAUSE_MS = 5_000;
 // The longest time that a timer can wait is 2^31 - 1 ms.
 const LONGEST_TIMER_MS = 2 ** 31 - 1;
 
+/**
+ * Gives the token to sign in with; null where nobody is.
+ *
+ * @typedef {() => string | null | Promise<string | null>} Source
+ */
+
 export class Tokens {
   /** The id of the requests made here; others are numbers. */
   static ID = "token";
@@ -24,7 +30,7 @@ export class Tokens {
   #asking = false;
 
   /**
-   * @param {() => string | Promise<string>} source
+   * @param {Source} source
    * @param {(message: object) => void} send to the edge
    */
   constructor(source, send) {
@@ -70,7 +76,7 @@ export class Tokens {
     this.#asking = true;
     try {
       const token = await this.#source();
-      if (this.#session === session) this.#send({ action: "authenticate", id: Tokens.ID, token });
+      if (this.#session === session && token !== null) this.#send({ action: "authenticate", id: Tokens.ID, token });
     } catch {
       if (this.#session === session) this.#wait(PAUSE_MS);
     }

@@ -1,7 +1,9 @@
 //! `tickmesh demo`: the whole product in one process.
 
+mod controls;
+
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -29,7 +31,7 @@ use super::token::DEMO_SECRET;
 #[command(after_help = "Examples:\n  tickmesh demo\n  tickmesh demo --rate 2000 --port 9000\n\n\
                         Needs nothing else. Ends by Ctrl-C.")]
 pub struct Demo {
-    /// Port of the page; the other regions take the next two. 0 takes any free ports
+    /// Port of the page; the other regions take the next two, the page's controls the one after. 0 takes any free ports
     #[arg(long, default_value_t = 8080)]
     port: u16,
     /// Orders per second that the market makes, over all symbols
@@ -95,7 +97,10 @@ impl Demo {
             };
             bound.push(self.bind(index, peer, mesh, &message_key, &market)?);
         }
-        let network = network(&bound, market.symbols);
+        let controls = self.controls()?;
+        let pages: Vec<_> = bound.iter().filter_map(Bound::edge_addr).collect();
+        let network = network(&bound, market.symbols, controls.local_addr()?);
+        controls::serve(controls, &pages, PublicKeys { own: Some(message_key.public()), file: None })?;
 
         let mut running: Vec<Running> = Vec::new();
         let mut bootstrap = Vec::new();
@@ -129,7 +134,7 @@ impl Demo {
         market: &Setting,
     ) -> anyhow::Result<Bound> {
         let edges_before = PEERS[..index].iter().filter(|peer| peer.edge).count();
-        let port = if self.port == 0 { 0 } else { self.port + u16::try_from(edges_before)? };
+        let port = self.port_after(edges_before)?;
         let auth = auth::Config {
             jwt: Some(JwtConfig::with_secret(DEMO_SECRET.as_bytes())),
             ..auth::Config::default()
@@ -176,6 +181,24 @@ impl Demo {
         })
     }
 
+    /// The socket that the page's controls are served from.
+    fn controls(&self) -> anyhow::Result<TcpListener> {
+        let port = self.port_after(PEERS.iter().filter(|peer| peer.edge).count())?;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))
+            .with_context(|| format!("cannot listen on port {port} for the page's controls"))?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    }
+
+    /// The port so many after the page's, or any.
+    fn port_after(&self, count: usize) -> anyhow::Result<u16> {
+        if self.port == 0 {
+            return Ok(0);
+        }
+        let port = u16::try_from(count).ok().and_then(|count| self.port.checked_add(count));
+        port.with_context(|| format!("--port {}: there are too few ports after it", self.port))
+    }
+
     fn explain(&self, network: &Network) {
         println!("tickmesh demo: one exchange, three regions, one process\n");
         println!(
@@ -203,7 +226,7 @@ impl Demo {
 }
 
 /// What the page is told about the network.
-fn network(bound: &[Bound], symbols: Vec<String>) -> Network {
+fn network(bound: &[Bound], symbols: Vec<String>, controls: SocketAddr) -> Network {
     let mut edges = Vec::new();
     for (peer, bound) in PEERS.iter().zip(bound) {
         let Some(addr) = bound.edge_addr() else { continue };
@@ -215,5 +238,6 @@ fn network(bound: &[Bound], symbols: Vec<String>) -> Network {
             url: format!("ws://{addr}/ws"),
         });
     }
-    Network { node: String::new(), region: String::new(), edges, symbols }
+    let controls = Some(format!("http://{controls}"));
+    Network { node: String::new(), region: String::new(), edges, symbols, controls }
 }

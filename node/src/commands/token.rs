@@ -46,6 +46,14 @@ pub struct Token {
     secret_file: Option<PathBuf>,
 }
 
+/// A token that the demo accepts.
+pub fn demo_token(user: &str, ttl: Duration) -> anyhow::Result<String> {
+    let (roles, pairs) = (Vec::new(), Vec::new());
+    let token =
+        Token { sub: user.into(), roles, pairs, ttl, issuer: None, audience: None, secret_file: None };
+    token.sign(DEMO_SECRET.as_bytes())
+}
+
 fn span(text: &str) -> Result<Duration, String> {
     Span::try_from(text.to_owned()).map(|span| span.0)
 }

@@ -145,6 +145,25 @@ test("a token goes into the handshake, and a new one follows the warning", async
   assert.deepEqual(last().protocols, ["tickmesh.v1", "bearer.t3"], "asked for at each connection");
 });
 
+test("nobody is signed in where there is no token; who signs in is from the next connection on", async () => {
+  let token = null;
+  const { client } = start(["trades.a"], { token: async () => token });
+  await settled();
+  assert.deepEqual(last().protocols, []);
+  last().welcome();
+  token = "t1";
+  client.moveTo(URLS);
+  await settled();
+  assert.deepEqual(last().protocols, ["tickmesh.v1", "bearer.t1"]);
+  last().welcome();
+  // Signed out meanwhile: the edge is shown nothing.
+  token = null;
+  last().say({ event: "warning", code: "token_expired", message: "soon", expiresAt: 1 });
+  await settled();
+  assert.deepEqual(last().asked("authenticate"), []);
+  client.close();
+});
+
 test("a new token is shown before the one in use expires, and again before that one does", async () => {
   // A JWT that expires 10 minutes from now, and one that is none.
   const claims = Buffer.from(JSON.stringify({ sub: "alice", exp: Date.now() / 1000 + 600 })).toString("base64url");

@@ -8,6 +8,7 @@ import assert from "node:assert/strict";
 import { after, before, beforeEach, test } from "node:test";
 
 import { chromium } from "playwright-core";
+import WebSocket from "ws";
 
 import { canonical, compare } from "../../web/decimal.js";
 
@@ -272,6 +273,74 @@ test("the theme follows the system, can be changed, and is remembered", { skip }
   assert.equal(await background(), dark);
   await open({ colorScheme: "light" });
   assert.equal(await background(), light, "the system's choice");
+});
+
+/** Follows a user's orders beside the page, by another client: what each order's newest event says, by id. */
+async function ordersOf(user) {
+  const { edges, controls } = await (await fetch(new URL("network.json", PAGE_URL))).json();
+  const asked = await fetch(`${controls}/demo/token`, {
+    method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ user }),
+  });
+  const { token } = await asked.json();
+  const socket = new WebSocket(edges.at(-1).url, ["tickmesh.v1", `bearer.${token}`]);
+  const orders = new Map();
+  socket.on("open", () => socket.send(JSON.stringify({ action: "subscribe", id: 1, streams: [`orders.${user}`] })));
+  await new Promise((resolve, reject) => {
+    socket.on("error", reject);
+    socket.on("message", (bytes) => {
+      const { event, data, streams } = JSON.parse(bytes.toString());
+      if (event === "subscribed" && streams.length === 1) resolve();
+      if (data) orders.set(String(data.id), data);
+    });
+  });
+  return { orders, close: () => socket.close() };
+}
+
+/** The rows of the panel as they are shown: id, status, mark. */
+const shownOrders = () =>
+  page.evaluate(() => [...document.querySelectorAll(".order:not([hidden])")].map(({ dataset }) => ({ ...dataset })));
+
+const signIn = (user) => page.locator(`#users [data-user="${user}"]`).click();
+const verifiedEvents = () => page.evaluate(() => Number(document.getElementById("orders-state").dataset.verified));
+
+test("who signs in sees just their own orders, each verified", { skip }, async () => {
+  await untilLive();
+  assert.deepEqual(await shownOrders(), [], "nobody is signed in");
+  const [alice, bob] = await Promise.all([ordersOf("alice"), ordersOf("bob")]);
+  await signIn("alice");
+  await until("events of hers and his", () => Number(document.getElementById("orders-state").dataset.events), (count) => count >= 8 && bob.orders.size > 0);
+  const shown = await shownOrders();
+  assert.ok(shown.length > 0);
+  for (const { order, mark } of shown) {
+    assert.equal(mark, "verified");
+    assert.ok(!bob.orders.has(order), `order ${order} is bob's`);
+  }
+  assert.ok(shown.some(({ order }) => alice.orders.has(order)), "the other client was told of them as well");
+  const ids = shown.map(({ order }) => Number(order));
+  assert.deepEqual(ids, [...ids].sort((a, b) => b - a), "newest first");
+
+  await signIn("bob");
+  await until("his orders", () => document.querySelectorAll(".order:not([hidden])").length);
+  for (const { order } of await shownOrders()) assert.ok(!alice.orders.has(order), `order ${order} is alice's`);
+  await signIn("");
+  await until("no orders", () => document.querySelectorAll(".order:not([hidden])").length, (count) => count === 0);
+  await untilLive();
+  assert.equal(await text("vital-continuity-text"), "No gaps, no duplicates");
+  assert.deepEqual(complaints, []);
+  alice.close();
+  bob.close();
+});
+
+test("no other site may ask the demo", { skip }, async () => {
+  const { controls } = await (await fetch(new URL("network.json", PAGE_URL))).json();
+  const ask = (origin) =>
+    fetch(`${controls}/demo/token`, {
+      method: "POST", headers: { "content-type": "application/json", ...origin }, body: JSON.stringify({ user: "alice" }),
+    });
+  assert.equal((await ask({ origin: "http://elsewhere.example" })).status, 403);
+  assert.equal((await ask({ origin: new URL(PAGE_URL).origin })).status, 200);
+  const stranger = { method: "POST", headers: { "content-type": "application/json" }, body: '{"user":"mallory"}' };
+  assert.equal((await fetch(`${controls}/demo/token`, stranger)).status, 404);
 });
 
 test("help opens and closes by the keyboard", { skip }, async () => {
