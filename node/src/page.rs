@@ -10,10 +10,10 @@ use axum::{
     routing::get,
 };
 use include_dir::{Dir, include_dir};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What the page shows to choose from: served as `network.json`.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Network {
     /// The edge that serves this page.
     pub node: String,
@@ -26,7 +26,7 @@ pub struct Network {
 }
 
 /// An edge that a client may connect to.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct NetworkEdge {
     pub name: String,
     pub region: String,

@@ -5,6 +5,7 @@ import { BookView } from "./book-view.js";
 import { CandleSet } from "./candles.js";
 import { ChartView } from "./chart.js";
 import { Controls } from "./controls.js";
+import { Failures } from "./failures.js";
 import { Frames, byId, setText } from "./dom.js";
 import { pair, price } from "./format.js";
 import { bindKeys } from "./keyboard.js";
@@ -59,7 +60,8 @@ const chart = new ChartView(frames.ask);
 const book = new BookView(frames.ask);
 const trades = new TradesView(frames.ask);
 const theme = new Theme(byId("theme"), () => chart.recolour());
-const views = [ticker, chart, book, trades, vitals];
+const failures = controls && new Failures(controls, client, frames.ask);
+const views = [ticker, chart, book, trades, vitals, ...(failures ? [failures] : [])];
 for (const view of [...views, symbols]) frames.add(view);
 if (account) {
   account.use(client, frames.ask);
@@ -70,6 +72,7 @@ function showState(state) {
   const edge = edgeOf(state.url);
   const name = state.welcome?.node ?? edge?.name ?? state.url;
   const region = state.welcome?.region ?? edge?.region ?? "";
+  failures?.state(state);
   vitals.state(state, region ? `${name} · ${region}` : name);
   regions.use(edge);
   frames.ask();
@@ -84,6 +87,7 @@ function select(symbol) {
   if (candles.size > KEPT_CANDLES) candles.delete(candles.keys().next().value);
   market = new Market(client, symbol, kept, (latencyMs) => {
     vitals.event(latencyMs);
+    failures?.event();
     frames.ask();
   });
   market.ticker = symbols.ticker(symbol);

@@ -22,6 +22,16 @@ export class Controls {
     return token;
   }
 
+  /**
+   * Kills a peer as a crash would.
+   *
+   * @param {{ edge?: string, leader_of?: string }} victim an edge by its name, or the ingest peer that leads a stream
+   * @returns {Promise<{ killed: string }>}
+   */
+  async kill(victim) {
+    return this.#post("/demo/kill", victim);
+  }
+
   async #post(path, body) {
     const response = await fetch(this.#address + path, {
       method: "POST",

@@ -1,35 +1,36 @@
-//! `tickmesh demo`: the whole product in one process.
+//! `tickmesh demo`: the whole product on one machine, a process for each peer, so that any can be killed as by a crash.
 
 mod controls;
+mod plan;
+mod ports;
+mod process;
 
-use std::{
-    net::{Ipv4Addr, SocketAddr, TcpListener},
-    process::ExitCode,
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, process::ExitCode, sync::Arc};
 
 use anyhow::Context;
 use futures_util::future::join_all;
+use libp2p::{Multiaddr, PeerId, multiaddr};
 use tickmesh::{
-    app::{self, Bound, Running},
-    auth::{self, JwtConfig},
-    config::{Config, IngestRole, SourceRole},
-    edge, ingest,
-    mesh::{self, Identity, NetworkKey},
+    app,
+    mesh::{Identity, NetworkKey},
     ops::{self, metrics::now_us},
-    page::{Network, NetworkEdge, page},
-    signing::{self, PublicKeys, Signer},
-    source::{self, embedded::Setting},
+    page::{Network, NetworkEdge},
+    signing::{self, PublicKeys},
 };
-use tickmesh_protocol::{PublisherKey, signature::MessageKey};
+use tickmesh_protocol::signature::MessageKey;
 
-use super::token::DEMO_SECRET;
+use self::{
+    controls::Controls,
+    plan::{Market, Plan, Role},
+    ports::Port,
+    process::Process,
+};
 
 /// Show it all at work: three regions, two ingest peers, a market, a page.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  tickmesh demo\n  tickmesh demo --rate 2000 --port 9000\n\n\
-                        Needs nothing else. Ends by Ctrl-C.")]
+                        Needs nothing else. Each peer is a process, which the page can kill: it is started again after\n\
+                        five seconds. Ends by Ctrl-C.")]
 pub struct Demo {
     /// Port of the page; the other regions take the next two, the page's controls the one after. 0 takes any free ports
     #[arg(long, default_value_t = 8080)]
@@ -40,27 +41,50 @@ pub struct Demo {
     /// Seed of the market
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Be one of the peers; the demo starts itself with this
+    #[arg(long, hide = true)]
+    peer: bool,
 }
 
-/// One peer of the demo.
+/// A peer of the demo: an ingest peer, or an edge.
 struct Peer {
     name: &'static str,
     region: &'static str,
-    ingest: bool,
     edge: bool,
 }
 
 /// The home region, with two ingest peers, and two others.
 const PEERS: [Peer; 5] = [
-    Peer { name: "eu-ingest-1", region: "eu-west", ingest: true, edge: false },
-    Peer { name: "eu-ingest-2", region: "eu-west", ingest: true, edge: false },
-    Peer { name: "eu-edge-1", region: "eu-west", ingest: false, edge: true },
-    Peer { name: "us-edge-1", region: "us-east", ingest: false, edge: true },
-    Peer { name: "ap-edge-1", region: "ap-northeast", ingest: false, edge: true },
+    Peer { name: "eu-ingest-1", region: "eu-west", edge: false },
+    Peer { name: "eu-ingest-2", region: "eu-west", edge: false },
+    Peer { name: "eu-edge-1", region: "eu-west", edge: true },
+    Peer { name: "us-edge-1", region: "us-east", edge: true },
+    Peer { name: "ap-edge-1", region: "ap-northeast", edge: true },
 ];
+
+/// A peer, with what is its own for as long as the demo runs.
+struct Member {
+    peer: &'static Peer,
+    identity: Identity,
+    mesh: Port,
+    ops: Port,
+    /// Of an edge.
+    clients: Option<Port>,
+}
+
+/// A peer at work.
+struct Running {
+    name: &'static str,
+    edge: bool,
+    ops: SocketAddr,
+    process: Process,
+}
 
 impl Demo {
     pub fn run(self) -> anyhow::Result<ExitCode> {
+        if self.peer {
+            return process::run();
+        }
         ops::log::start(ops::log::Format::Text, "error");
         super::runtime()?.block_on(self.demo())?;
         Ok(ExitCode::SUCCESS)
@@ -69,138 +93,59 @@ impl Demo {
     async fn demo(self) -> anyhow::Result<()> {
         let stop = app::asked_to_stop();
         let mut stop = std::pin::pin!(stop);
-        let network_key = NetworkKey::generate()?;
-        let identities = PEERS.iter().map(|_| Identity::generate()).collect::<Result<Vec<_>, _>>()?;
-        let keys = |has_role: fn(&Peer) -> bool| -> Vec<PublisherKey> {
-            let peers = PEERS.iter().zip(&identities).filter(|(peer, _)| has_role(peer));
-            peers.map(|(_, identity)| identity.publisher()).collect()
-        };
-        let (publishers, edges) = (keys(|peer| peer.ingest), keys(|peer| peer.edge));
-        // Both ingest peers read the same market: it opens as the demo starts.
-        let market = Setting {
-            seed: self.seed,
-            rate: self.rate,
-            origin_ms: now_us() / 1000,
-            ..source::embedded::Config::default().setting
-        };
-
-        // Both sign with the exchange's one key.
+        let members = self.members()?;
+        let controls = self.port_after(members.iter().filter(|member| member.peer.edge).count())?;
+        let market = Market { seed: self.seed, rate: self.rate, origin_ms: now_us() / 1000 };
+        let network = network(&members, market, controls.address());
+        // Both ingest peers sign with the exchange's one key.
         let message_key = signing::new_key();
 
-        let mut bound = Vec::new();
-        for (index, peer) in PEERS.iter().enumerate() {
-            let mesh = mesh::Config {
-                listen: vec!["/ip4/127.0.0.1/tcp/0".parse()?],
-                publishers: Some(publishers.clone()),
-                edges: edges.clone(),
-                ..mesh::Config::default()
-            };
-            bound.push(self.bind(index, peer, mesh, &message_key, &market)?);
+        let mut running = Vec::new();
+        for (member, plan) in members.iter().zip(plans(&members, market, &network, &message_key)?) {
+            let Peer { name, edge, .. } = *member.peer;
+            let process = Process::start(plan).await?;
+            running.push(Running { name, edge, ops: member.ops.address(), process });
         }
-        let controls = self.controls()?;
-        let pages: Vec<_> = bound.iter().filter_map(Bound::edge_addr).collect();
-        let network = network(&bound, market.symbols, controls.local_addr()?);
-        controls::serve(controls, &pages, PublicKeys { own: Some(message_key.public()), file: None })?;
-
-        let mut running: Vec<Running> = Vec::new();
-        let mut bootstrap = Vec::new();
-        for ((peer, mut bound), identity) in PEERS.iter().zip(bound).zip(identities) {
-            bound.bootstrap(&bootstrap);
-            let pages =
-                page(Network { node: peer.name.into(), region: peer.region.into(), ..network.clone() });
-            let started = bound.start(identity, network_key.clone(), pages).await;
-            let started = started.with_context(|| format!("{} does not start", peer.name))?;
-            bootstrap.extend(started.mesh_addrs.iter().cloned());
-            running.push(started);
-        }
+        let running = Arc::new(running);
+        let keys = PublicKeys { own: Some(message_key.public()), file: None };
+        let pages = members.iter().filter_map(|member| Some(member.clients.as_ref()?.address().port()));
+        let serving = Controls::new(pages, Arc::clone(&running)).serve(controls.address(), keys).await?;
         self.explain(&network);
 
         stop.as_mut().await;
         println!("\nending: clients are told to go, what was read is delivered");
+        serving.abort();
         // Ingest peers first, all together, then the edges: the direction of the data.
-        let (edges, ingest): (Vec<_>, Vec<_>) = PEERS.iter().zip(running).partition(|(peer, _)| peer.edge);
-        for group in [ingest, edges] {
-            join_all(group.into_iter().map(|(_, peer)| peer.drain())).await;
+        for edges in [false, true] {
+            join_all(running.iter().filter(|peer| peer.edge == edges).map(|peer| peer.process.drain())).await;
         }
         Ok(())
     }
 
-    fn bind(
-        &self,
-        index: usize,
-        peer: &Peer,
-        mesh: mesh::Config,
-        message_key: &MessageKey,
-        market: &Setting,
-    ) -> anyhow::Result<Bound> {
-        let edges_before = PEERS[..index].iter().filter(|peer| peer.edge).count();
-        let port = self.port_after(edges_before)?;
-        let auth = auth::Config {
-            jwt: Some(JwtConfig::with_secret(DEMO_SECRET.as_bytes())),
-            ..auth::Config::default()
-        };
-        let config = Config {
-            name: peer.name.into(),
-            region: peer.region.into(),
-            private: Arc::new(auth::default_private()),
-            mesh,
-            auth,
-            signing: signing::Config {
-                signer: Arc::new(if peer.ingest {
-                    Signer::new(message_key.clone(), auth::default_private())
-                } else {
-                    Signer::default()
-                }),
-                public: peer.edge.then(|| PublicKeys { own: Some(message_key.public()), file: None }),
-            },
-            edge: peer.edge.then(|| edge::Config {
-                listen: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
-                shards: 1,
-                ..edge::Config::default()
-            }),
-            ingest: peer.ingest.then(|| IngestRole {
-                // The market opens with the demo: nobody knows more than its log.
-                ingest: ingest::Config { ask_siblings: Duration::ZERO, ..ingest::Config::default() },
-                sources: vec![SourceRole {
-                    source: source::Config {
-                        name: "market".into(),
-                        kind: source::Kind::Embedded(source::embedded::Config { setting: market.clone() }),
-                    },
-                    tiers: ingest::Tiers::default(),
-                }],
-                routes: Vec::new(),
-                checkpoint_file: None,
-            }),
-            ops: ops::Config { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), ..ops::Config::default() },
-        };
-        app::bind(config).with_context(|| {
-            format!(
-                "{} cannot start; if another program has port {port}, try: tickmesh demo --port 9080",
-                peer.name
-            )
-        })
-    }
-
-    /// The socket that the page's controls are served from.
-    fn controls(&self) -> anyhow::Result<TcpListener> {
-        let port = self.port_after(PEERS.iter().filter(|peer| peer.edge).count())?;
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))
-            .with_context(|| format!("cannot listen on port {port} for the page's controls"))?;
-        listener.set_nonblocking(true)?;
-        Ok(listener)
+    fn members(&self) -> anyhow::Result<Vec<Member>> {
+        let mut edges = 0;
+        let mut members = Vec::new();
+        for peer in &PEERS {
+            let clients = peer.edge.then(|| self.port_after(edges)).transpose()?;
+            edges += usize::from(peer.edge);
+            let identity = Identity::generate()?;
+            members.push(Member { peer, identity, mesh: Port::take(0)?, ops: Port::take(0)?, clients });
+        }
+        Ok(members)
     }
 
     /// The port so many after the page's, or any.
-    fn port_after(&self, count: usize) -> anyhow::Result<u16> {
-        if self.port == 0 {
-            return Ok(0);
-        }
-        let port = u16::try_from(count).ok().and_then(|count| self.port.checked_add(count));
-        port.with_context(|| format!("--port {}: there are too few ports after it", self.port))
+    fn port_after(&self, count: usize) -> anyhow::Result<Port> {
+        let after = if self.port == 0 { Some(0) } else { u16::try_from(count).ok() };
+        let port = after.and_then(|after| self.port.checked_add(after));
+        let port = port.with_context(|| format!("--port {}: there are too few ports after it", self.port))?;
+        Port::take(port).with_context(|| {
+            format!("cannot take port {port}; if another program has it, try: tickmesh demo --port 9080")
+        })
     }
 
     fn explain(&self, network: &Network) {
-        println!("tickmesh demo: one exchange, three regions, one process\n");
+        println!("tickmesh demo: one exchange, three regions, five peers\n");
         println!(
             "  market       {} symbols, {} orders/s, seed {}",
             network.symbols.len(),
@@ -225,19 +170,72 @@ impl Demo {
     }
 }
 
+/// What each peer is started with, in the order of the members.
+fn plans(
+    members: &[Member],
+    market: Market,
+    network: &Network,
+    message_key: &MessageKey,
+) -> anyhow::Result<Vec<Plan>> {
+    let network_key = NetworkKey::generate()?.to_file();
+    let ids = |edge: bool| {
+        let peers = members.iter().filter(move |member| member.peer.edge == edge);
+        peers.map(|member| member.identity.peer_id().to_string()).collect::<Vec<_>>()
+    };
+    let (publishers, edges) = (ids(false), ids(true));
+    let plan = |member: &Member| Plan {
+        name: member.peer.name.into(),
+        region: member.peer.region.into(),
+        identity: member.identity.to_file(),
+        network_key: network_key.clone(),
+        publishers: publishers.clone(),
+        edges: edges.clone(),
+        mesh: multiaddr(&member.mesh),
+        others: others(members, member.identity.peer_id()),
+        ops: member.ops.address(),
+        role: match &member.clients {
+            None => Role::Ingest { market, message_key: message_key.to_jwk() },
+            Some(port) => Role::Edge {
+                listen: port.address(),
+                public_keys: message_key.public().to_json(),
+                network: network.clone(),
+            },
+        },
+    };
+    Ok(members.iter().map(plan).collect())
+}
+
+/// Where all but one listen for peers.
+fn others(members: &[Member], me: PeerId) -> Vec<Multiaddr> {
+    let others = members.iter().map(|member| (member.identity.peer_id(), &member.mesh));
+    others
+        .filter(|(id, _)| *id != me)
+        .map(|(id, port)| multiaddr(port).with(multiaddr::Protocol::P2p(id)))
+        .collect()
+}
+
+fn multiaddr(port: &Port) -> Multiaddr {
+    Multiaddr::from(port.address().ip()).with(multiaddr::Protocol::Tcp(port.address().port()))
+}
+
 /// What the page is told about the network.
-fn network(bound: &[Bound], symbols: Vec<String>, controls: SocketAddr) -> Network {
+fn network(members: &[Member], market: Market, controls: SocketAddr) -> Network {
     let mut edges = Vec::new();
-    for (peer, bound) in PEERS.iter().zip(bound) {
-        let Some(addr) = bound.edge_addr() else { continue };
+    for Member { peer, clients, .. } in members {
+        let Some(port) = clients else { continue };
         let title = tickmesh_regions::find(peer.region).map_or(peer.region, |region| &region.title);
         edges.push(NetworkEdge {
             name: peer.name.into(),
             region: peer.region.into(),
             title: title.into(),
-            url: format!("ws://{addr}/ws"),
+            url: format!("ws://{}/ws", port.address()),
         });
     }
-    let controls = Some(format!("http://{controls}"));
-    Network { node: String::new(), region: String::new(), edges, symbols, controls }
+    Network {
+        node: String::new(),
+        region: String::new(),
+        edges,
+        symbols: market.setting().symbols,
+        controls: Some(format!("http://{controls}")),
+    }
 }

@@ -81,15 +81,19 @@ impl Identity {
 
     /// Reads a key file: 64 hexadecimal digits.
     pub fn load(path: &Path) -> Result<Self, KeyFileError> {
-        let text = read_key_file(path)?;
-        parse_hex(text.trim()).and_then(Self::from_secret).map_err(|error| content(path, error))
+        read_key_file(path)?.parse().map_err(|error| content(path, error))
     }
 
     /// Makes a new key and its file, readable by its owner only. An existing file is never overwritten.
     pub fn create(path: &Path) -> Result<Self, KeyFileError> {
         let identity = Self::generate().map_err(|error| content(path, error))?;
-        create_key_file(path, &format!("{}\n", to_hex(&identity.secret)))?;
+        create_key_file(path, &identity.to_file())?;
         Ok(identity)
+    }
+
+    /// The text of a key file. It holds the secret.
+    pub fn to_file(&self) -> String {
+        format!("{}\n", to_hex(&self.secret))
     }
 
     pub fn peer_id(&self) -> PeerId {
@@ -106,6 +110,14 @@ impl Identity {
 
     pub(super) fn keypair(&self) -> &Keypair {
         &self.keypair
+    }
+}
+
+impl FromStr for Identity {
+    type Err = InvalidKey;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        parse_hex(text.trim()).and_then(Self::from_secret)
     }
 }
 

@@ -343,6 +343,72 @@ test("no other site may ask the demo", { skip }, async () => {
   assert.equal((await fetch(`${controls}/demo/token`, stranger)).status, 404);
 });
 
+/** Waits until a kill has been got over, and says what the page tells of it. */
+async function outcome() {
+  await until("streams that all go on", () => document.getElementById("outcome-verdict").dataset.level, (level) => level !== "open");
+  const [killed, now, time, verdict] = await Promise.all(["killed", "now", "time", "verdict-text"].map((name) => text(`outcome-${name}`)));
+  return { killed, now, time, verdict };
+}
+
+/** Waits until an edge serves again. */
+async function untilReady({ name, url }) {
+  const ready = url.replace(/^ws(.*)ws$/, "http$1readyz");
+  const end = Date.now() + DEADLINE_MS;
+  while (!(await fetch(ready).then(({ ok }) => ok, () => false))) {
+    assert.ok(Date.now() < end, `${name} is not started again`);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+}
+
+test("the edge is killed: another one goes on where it was, and no sequence is missed", { skip }, async () => {
+  await signIn("alice");
+  await untilLive();
+  await until("an order", () => document.querySelectorAll(".order:not([hidden])").length);
+  const { edges, node } = await (await fetch(new URL("network.json", PAGE_URL))).json();
+  const victim = edges.find(({ name }) => name === node);
+  await page.locator("#kill-edge").click();
+  await untilText("who was killed", "outcome-killed", (name) => name === victim.name);
+  const { now, time, verdict } = await outcome();
+  assert.ok(edges.some(({ name }) => name === now) && now !== victim.name, now);
+  assert.match(time, /\d/);
+  assert.equal(verdict, "No sequence was missed");
+  await untilText("the other edge", "vital-edge", (edge) => edge.startsWith(now));
+
+  const seen = await verifiedEvents();
+  await until("more of her orders", () => Number(document.getElementById("orders-state").dataset.verified), (count) => count > seen);
+  await untilBook();
+  const sequence = await text("vital-sequence");
+  await untilText("the market to move on", "vital-sequence", (value) => value !== sequence);
+  assert.equal((await outcome()).verdict, "No sequence was missed");
+  assert.equal(await text("vital-continuity-text"), "No gaps, no duplicates");
+  assert.deepEqual(complaints, []);
+
+  await untilReady(victim);
+  await page.reload();
+  await untilText("its own edge again", "vital-edge", (edge) => edge.startsWith(victim.name));
+});
+
+test("the leading ingest peer is killed: the other one goes on, and no sequence is missed", { skip }, async () => {
+  await signIn("bob");
+  await untilLive();
+  await until("an order", () => document.querySelectorAll(".order:not([hidden])").length);
+  // Refused for as long as nobody else could lead, right after another kill.
+  await until("a kill", () => {
+    const killed = document.getElementById("outcome-killed").textContent.includes("ingest");
+    if (!killed) document.getElementById("kill-leader").click();
+    return killed;
+  });
+  const { killed, verdict } = await outcome();
+  assert.match(killed, /^eu-ingest-[12]$/);
+  assert.equal(verdict, "No sequence was missed");
+  const [sequence, seen] = [await text("vital-sequence"), await verifiedEvents()];
+  await untilText("the market to move on", "vital-sequence", (value) => value !== sequence);
+  await until("more of his orders", () => Number(document.getElementById("orders-state").dataset.verified), (count) => count > seen);
+  assert.equal((await outcome()).verdict, "No sequence was missed");
+  assert.equal(await text("vital-continuity-text"), "No gaps, no duplicates");
+  assert.deepEqual(complaints.filter((words) => !words.includes("409")), []);
+});
+
 test("help opens and closes by the keyboard", { skip }, async () => {
   await untilLive();
   await page.keyboard.press("?");
