@@ -15,24 +15,14 @@ use std::{
     io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     process::{Child, Command, Stdio},
-    sync::Arc,
     time::Duration,
 };
 
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput};
-use tickmesh::{
-    edge::{self, Config, NodeInfo, Parts},
-    ops::{lifecycle::LifecycleEvents, metrics::Registry},
-};
-use tickmesh_protocol::{
-    Batch, Epoch, Event, Previous, Sequence, SignedBatch, SigningKey, StreamName, Topic,
-    client::write_data_message,
-};
-use tokio::{runtime::Runtime, sync::mpsc};
-use tokio_util::sync::CancellationToken;
+use tickmesh_protocol::{Epoch, Event, Previous, Sequence, client::write_data_message};
 
-use self::support::{FIRST_SEQUENCE, QuietMesh, raise_file_limit, resident_bytes, subscribe};
+use self::support::{FIRST_SEQUENCE, QuietEdge, raise_file_limit, resident_bytes, signed, subscribe};
 
 const STREAM: &str = "trades.btc_usdt";
 
@@ -197,12 +187,9 @@ fn bench_floor(criterion: &mut Criterion, connections: usize, pending: usize) ->
     result
 }
 
-/// An edge with one shard, whose connections are all subscribed.
+/// An edge whose connections are all subscribed.
 struct EdgeUnderTest {
-    runtime: Runtime,
-    batches: mpsc::Sender<Arc<SignedBatch>>,
-    stop: CancellationToken,
-    ended: tokio::task::JoinHandle<Result<(), edge::RunError>>,
+    edge: QuietEdge,
     receivers: Receivers,
     connections: usize,
     memory_per_connection: usize,
@@ -211,68 +198,30 @@ struct EdgeUnderTest {
 
 impl EdgeUnderTest {
     fn start(connections: usize) -> Self {
-        let hours = Duration::from_secs(10_000);
-        let config = Config {
-            listen: "127.0.0.1:0".parse().unwrap(),
-            shards: 1,
-            // Nothing but the events is written.
-            heartbeat: hours,
-            ping_interval: hours,
-            idle_timeout: 2 * hours,
-            ..Config::default()
-        };
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let bound = edge::bind(config).unwrap();
-        let address = bound.local_addr();
-        let registry = Registry::new();
-        let (batches, from_mesh) = mpsc::channel(16);
-        let parts = Parts {
-            node: NodeInfo { name: "bench".into(), region: "local".into() },
-            upstream: Arc::new(QuietMesh),
-            batches: from_mesh,
-            authenticator: Arc::default(),
-            pages: axum::Router::new(),
-            lifecycle: LifecycleEvents::new(&registry),
-            registry,
-        };
-        let stop = CancellationToken::new();
-        let ended = runtime.spawn(bound.run(parts, stop.clone()));
+        let edge = QuietEdge::start();
         let before = resident_bytes();
-        let receivers = Receivers::start("ws", address, connections);
+        let receivers = Receivers::start("ws", edge.address, connections);
         receivers.wait_until_ready();
         let memory_per_connection = resident_bytes().saturating_sub(before) / connections;
-        let sequence = Cell::new(FIRST_SEQUENCE);
-        Self { runtime, batches, stop, ended, receivers, connections, memory_per_connection, sequence }
+        Self { edge, receivers, connections, memory_per_connection, sequence: Cell::new(FIRST_SEQUENCE) }
     }
 
     fn bench(&self, criterion: &mut Criterion, pending: usize) -> f64 {
-        let stream: StreamName = STREAM.parse().unwrap();
-        let key = SigningKey::from_bytes(&[7; 32]);
         let next_batch = || {
             let first = self.sequence.get();
             self.sequence.set(first + pending as u64);
-            let batch = Batch {
-                publisher: key.publisher(),
-                boot: 1,
-                counter: first,
-                topic: Topic::spanning(&stream),
-                events: (first..first + pending as u64).map(event).collect(),
-                heads: Vec::new(),
-            };
-            Arc::new(SignedBatch::sign(batch, &key).unwrap())
+            signed(first, (first..first + pending as u64).map(event).collect())
         };
         let bytes = (frame_bytes() * pending * self.connections) as u64;
         bench(criterion, "edge", self.connections, pending, next_batch, |batch| {
-            self.batches.blocking_send(batch).unwrap();
+            self.edge.deliver(batch);
             self.receivers.wait_for(bytes);
         })
     }
 
     fn stop(self) {
         self.receivers.stop();
-        self.stop.cancel();
-        self.runtime.block_on(self.ended).unwrap().unwrap();
+        self.edge.stop();
     }
 }
 

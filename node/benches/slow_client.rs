@@ -14,22 +14,13 @@ use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     process::{Child, Command, Stdio},
-    sync::Arc,
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use tickmesh::{
-    edge::{self, Config, NodeInfo, Parts},
-    ops::{lifecycle::LifecycleEvents, metrics::Registry},
-};
-use tickmesh_protocol::{
-    Batch, Epoch, Event, Previous, Sequence, SignedBatch, SigningKey, StreamName, Topic,
-};
-use tokio::{runtime::Runtime, sync::mpsc};
-use tokio_util::sync::CancellationToken;
+use tickmesh_protocol::{Epoch, Event, Previous, Sequence, StreamName};
 
-use self::support::{FIRST_SEQUENCE, QuietMesh, raise_file_limit, resident_bytes, subscribe};
+use self::support::{FIRST_SEQUENCE, QuietEdge, raise_file_limit, resident_bytes, signed, subscribe};
 
 const STREAM: &str = "trades.btc_usdt";
 const HEAVY: &str = "trades.heavy";
@@ -86,13 +77,9 @@ fn now_us() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as u64
 }
 
+/// All clients are at the shard of the one that stops reading.
 struct EdgeUnderTest {
-    runtime: Runtime,
-    address: SocketAddr,
-    batches: mpsc::Sender<Arc<SignedBatch>>,
-    registry: Registry,
-    stop: CancellationToken,
-    ended: tokio::task::JoinHandle<Result<(), edge::RunError>>,
+    edge: QuietEdge,
     child: Child,
     control: TcpStream,
     counter: u64,
@@ -101,50 +88,13 @@ struct EdgeUnderTest {
 
 impl EdgeUnderTest {
     fn start() -> Self {
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let hours = Duration::from_secs(10_000);
-        let config = Config {
-            listen: "127.0.0.1:0".parse().unwrap(),
-            // All clients are at the shard of the one that stops reading.
-            shards: 1,
-            // The readers say nothing.
-            ping_interval: hours,
-            idle_timeout: 2 * hours,
-            ..Config::default()
-        };
-        let bound = edge::bind(config).unwrap();
-        let address = bound.local_addr();
-        let registry = Registry::new();
-        let (batches, from_mesh) = mpsc::channel(16);
-        let parts = Parts {
-            node: NodeInfo { name: "bench".into(), region: "local".into() },
-            upstream: Arc::new(QuietMesh),
-            batches: from_mesh,
-            authenticator: Arc::default(),
-            pages: axum::Router::new(),
-            lifecycle: LifecycleEvents::new(&registry),
-            registry: registry.clone(),
-        };
-        let stop = CancellationToken::new();
-        let ended = runtime.spawn(bound.run(parts, stop.clone()));
+        let edge = QuietEdge::start();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let task = format!("{address} {}", listener.local_addr().unwrap());
+        let task = format!("{} {}", edge.address, listener.local_addr().unwrap());
         let child =
             Command::new(env::current_exe().unwrap()).env(TASK, task).stdin(Stdio::null()).spawn().unwrap();
         let (control, _) = listener.accept().unwrap();
-        let mut edge = Self {
-            runtime,
-            address,
-            batches,
-            registry,
-            stop,
-            ended,
-            child,
-            control,
-            counter: 0,
-            last: [FIRST_SEQUENCE - 1; 2],
-        };
+        let mut edge = Self { edge, child, control, counter: 0, last: [FIRST_SEQUENCE - 1; 2] };
         edge.take_p99();
         edge
     }
@@ -165,7 +115,7 @@ impl EdgeUnderTest {
         while Instant::now() < end {
             let closed = self.disconnects() - before;
             if with_stuck && stuck.as_ref().is_none_or(|(number, _)| *number != closed) {
-                let mut socket = TcpStream::connect(self.address).unwrap();
+                let mut socket = TcpStream::connect(self.edge.address).unwrap();
                 subscribe(&mut socket, &[HEAVY]);
                 stuck = Some((closed, socket));
             }
@@ -181,7 +131,7 @@ impl EdgeUnderTest {
     }
 
     fn disconnects(&self) -> u64 {
-        let text = self.registry.render();
+        let text = self.edge.registry.render();
         let value =
             text.lines().find_map(|line| line.strip_prefix("tickmesh_slow_client_disconnects_total "));
         value.unwrap().parse().unwrap()
@@ -202,23 +152,13 @@ impl EdgeUnderTest {
             data: format!(r#"{{"made":"{:020}","padding":"{}"}}"#, now_us(), "x".repeat(bytes)).into(),
             signature: None,
         };
-        let key = SigningKey::from_bytes(&[7; 32]);
-        let batch = Batch {
-            publisher: key.publisher(),
-            boot: 1,
-            counter: self.counter,
-            topic: Topic::spanning(&stream),
-            events: (first..first + events).map(event).collect(),
-            heads: Vec::new(),
-        };
-        self.batches.blocking_send(Arc::new(SignedBatch::sign(batch, &key).unwrap())).unwrap();
+        self.edge.deliver(signed(self.counter, (first..first + events).map(event).collect()));
     }
 
     fn stop(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
-        self.stop.cancel();
-        self.runtime.block_on(self.ended).unwrap().unwrap();
+        self.edge.stop();
     }
 }
 

@@ -1,20 +1,30 @@
-//! What benchmarks of an edge share: a mesh that says nothing, and clients that only read.
+//! What benchmarks of an edge share: an edge that is told what to deliver, and clients that only read.
 
 use std::{
     fs,
     io::{Read, Write},
-    net::TcpStream,
+    net::{SocketAddr, TcpStream},
+    sync::Arc,
+    time::Duration,
 };
 
 use futures_util::{future::BoxFuture, stream::BoxStream};
-use tickmesh::edge::{Servers, Unavailable, Upstream};
+use tickmesh::{
+    edge::{self, Config, NodeInfo, Parts, Servers, Unavailable, Upstream},
+    ops::{lifecycle::LifecycleEvents, metrics::Registry},
+};
 use tickmesh_protocol::{
-    Epoch, Position, PublisherKey, Sequence, Topic,
+    Batch, Epoch, Event, Position, PublisherKey, Sequence, SignedBatch, SigningKey, Topic,
     feed::{FeedFrame, PrivateChange},
     fetching::Ask,
     head::{Head, HeadReply, HeadRequest},
 };
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    runtime::Runtime,
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
 
 /// All sequences, and `previous` of the first, have seven digits, so that all frames are equally long.
 pub const FIRST_SEQUENCE: u64 = 1_000_001;
@@ -51,8 +61,73 @@ pub fn subscribe(socket: &mut TcpStream, streams: &[&str]) {
     }
 }
 
+/// An edge with one shard, on a thread of its own, that writes nothing but events.
+pub struct QuietEdge {
+    pub address: SocketAddr,
+    pub registry: Registry,
+    runtime: Runtime,
+    batches: mpsc::Sender<Arc<SignedBatch>>,
+    stop: CancellationToken,
+    ended: JoinHandle<Result<(), edge::RunError>>,
+}
+
+impl QuietEdge {
+    pub fn start() -> Self {
+        let hours = Duration::from_secs(10_000);
+        let config = Config {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            shards: 1,
+            heartbeat: hours,
+            ping_interval: hours,
+            idle_timeout: 2 * hours,
+            ..Config::default()
+        };
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let bound = edge::bind(config).unwrap();
+        let address = bound.local_addr();
+        let registry = Registry::new();
+        let (batches, from_mesh) = mpsc::channel(16);
+        let parts = Parts {
+            node: NodeInfo { name: "bench".into(), region: "local".into() },
+            upstream: Arc::new(QuietMesh),
+            batches: from_mesh,
+            authenticator: Arc::default(),
+            pages: axum::Router::new(),
+            lifecycle: LifecycleEvents::new(&registry),
+            registry: registry.clone(),
+        };
+        let stop = CancellationToken::new();
+        let ended = runtime.spawn(bound.run(parts, stop.clone()));
+        Self { address, registry, runtime, batches, stop, ended }
+    }
+
+    pub fn deliver(&self, batch: Arc<SignedBatch>) {
+        self.batches.blocking_send(batch).unwrap();
+    }
+
+    pub fn stop(self) {
+        self.stop.cancel();
+        self.runtime.block_on(self.ended).unwrap().unwrap();
+    }
+}
+
+/// A batch of events of one stream, as it comes from the mesh. `counter` is greater each time.
+pub fn signed(counter: u64, events: Vec<Event>) -> Arc<SignedBatch> {
+    let key = SigningKey::from_bytes(&[7; 32]);
+    let batch = Batch {
+        publisher: key.publisher(),
+        boot: 1,
+        counter,
+        topic: Topic::spanning(&events[0].stream),
+        events,
+        heads: Vec::new(),
+    };
+    Arc::new(SignedBatch::sign(batch, &key).unwrap())
+}
+
 /// A mesh whose streams stand before the first event.
-pub struct QuietMesh;
+struct QuietMesh;
 
 impl Upstream for QuietMesh {
     fn join(&self, _: &Topic) {}

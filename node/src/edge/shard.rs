@@ -356,23 +356,19 @@ impl Shard {
         if let Some(FrameEvent { position, engine_time_us, channel }) = &frame.event {
             members.last = Some(*position);
             channel.delivered.inc_by(queued);
-            self.lifecycle.count(Lifecycle::MessageDispatch, queued);
-            tracing::trace!(
-                target: "tickmesh::lifecycle",
-                event = Lifecycle::MessageDispatch.name(),
-                stream = %members.name,
-                %position,
-                clients = queued
-            );
-            if channel.private {
-                self.lifecycle.count(Lifecycle::UserStreamPush, queued);
+            let tell = |event: Lifecycle| {
+                self.lifecycle.count(event, queued);
                 tracing::trace!(
                     target: "tickmesh::lifecycle",
-                    event = Lifecycle::UserStreamPush.name(),
+                    event = event.name(),
                     stream = %members.name,
                     %position,
                     clients = queued
                 );
+            };
+            tell(Lifecycle::MessageDispatch);
+            if channel.private {
+                tell(Lifecycle::UserStreamPush);
             }
             self.written.push((*engine_time_us, channel.latency.clone()));
         }

@@ -3,6 +3,7 @@ import { beforeEach, mock, test } from "node:test";
 
 import { TickmeshClient } from "../../web/tickmesh.js";
 import { Verifier, dataText } from "../../web/signature.js";
+import { FakeSocket, last } from "./fake_socket.mjs";
 
 // Made by protocol/tests/client.rs, which pins the same text.
 const KEY_ID = "--6IM5l0OosLj9yWskISYhUA3n_3CURQkmrYMSha_ck";
@@ -149,33 +150,6 @@ test("data is cut out as it is", () => {
 
 // The client
 
-class FakeSocket {
-  static all = [];
-  readyState = 1;
-  sent = [];
-  constructor() {
-    FakeSocket.all.push(this);
-  }
-  send(text) {
-    this.sent.push(JSON.parse(text));
-  }
-  close() {
-    this.readyState = 3;
-  }
-  say(message) {
-    this.onmessage({ data: typeof message === "string" ? message : JSON.stringify(message) });
-  }
-  begin(streams) {
-    this.say({ event: "welcome", connection: "c", node: "eu-1", region: "eu-west", limits: {} });
-    const [{ action, id }] = this.sent;
-    if (action === "subscribe") {
-      this.say({ event: "subscribed", id, streams, positions: {}, rejected: [] });
-    } else {
-      this.say({ event: "resumed", id, streams: streams.map((stream) => ({ stream, from: null, replayed: 0 })), positions: {}, rejected: [] });
-    }
-  }
-}
-
 function start(jwks, streams) {
   const seen = [];
   const client = new TickmeshClient({ urls: ["ws://eu/ws"], WebSocket: FakeSocket, jwks });
@@ -183,8 +157,9 @@ function start(jwks, streams) {
     onBreak: ({ kind }) => seen.push(kind),
   });
   client.connect();
-  FakeSocket.all.at(-1).begin(streams);
-  return { client, seen, socket: FakeSocket.all.at(-1) };
+  last().welcome();
+  last().confirm();
+  return { client, seen, socket: last() };
 }
 
 /** Waits for what is verified in threads of their own. */
@@ -200,14 +175,14 @@ beforeEach(() => {
 test("events are handed on in order with what became of their signatures, and resets between them", async () => {
   const { jwks, frame } = await signer();
   const { client, seen, socket } = start(jwks, ["trades.a", "depth.a"]);
-  const [good, forged, last] = [await frame(1), (await frame(2)).replace(`"data":1`, `"data":2`), await frame(3)];
+  const [good, forged, third] = [await frame(1), (await frame(2)).replace(`"data":1`, `"data":2`), await frame(3)];
   socket.say({ stream: "depth.a", sequence: 1, previous: null, data: 1 });
   assert.deepEqual(seen, [["depth.a", 1, undefined]], "what is not signed does not wait for anything");
   socket.say(good);
   socket.say({ stream: "depth.a", sequence: 2, previous: 1, data: 1 });
   socket.say(forged);
   socket.say({ event: "reset", stream: "depth.a", epoch: "01" });
-  socket.say(last);
+  socket.say(third);
   socket.say({ stream: "depth.a", sequence: 1, previous: null, data: 1 });
   await until(() => seen.length === 7);
   assert.deepEqual(seen.slice(1), [
@@ -221,7 +196,7 @@ test("what came before the end of a connection is handed on, and then the end is
   const { jwks, frame } = await signer();
   const { client, seen, socket } = start(jwks, ["trades.a"]);
   socket.say(await frame(1));
-  socket.onclose({ code: 1006, reason: "" });
+  socket.lose();
   assert.equal(client.state.phase, "online");
   await until(() => client.state.phase === "waiting");
   assert.deepEqual(seen, [["trades.a", 1, true]]);
@@ -233,9 +208,9 @@ test("a given-up connection hands on nothing any more, verified or not", async (
   const { client, seen, socket } = start(jwks, ["trades.a"]);
   socket.say(await frame(1));
   client.moveTo(["ws://us/ws"]);
-  const next = FakeSocket.all.at(-1);
-  next.begin(["trades.a"]);
-  next.say(await frame(1));
+  last().welcome("us-1");
+  last().resumed();
+  last().say(await frame(1));
   await until(() => seen.length > 0);
   assert.deepEqual(seen, [["trades.a", 1, true]]);
   client.close();
