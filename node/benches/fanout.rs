@@ -20,6 +20,7 @@ use std::{
 
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput};
+use tickmesh::ops::metrics::Registry;
 use tickmesh_protocol::{Epoch, Event, Previous, Sequence, client::write_data_message};
 
 use self::support::{FIRST_SEQUENCE, QuietEdge, raise_file_limit, resident_bytes, signed, subscribe};
@@ -198,7 +199,7 @@ struct EdgeUnderTest {
 
 impl EdgeUnderTest {
     fn start(connections: usize) -> Self {
-        let edge = QuietEdge::start();
+        let edge = QuietEdge::start(Registry::new());
         let before = resident_bytes();
         let receivers = Receivers::start("ws", edge.address, connections);
         receivers.wait_until_ready();

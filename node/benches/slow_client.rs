@@ -12,12 +12,13 @@ mod support;
 use std::{
     env,
     io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{TcpListener, TcpStream},
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use tickmesh::ops::metrics::Registry;
 use tickmesh_protocol::{Epoch, Event, Previous, Sequence, StreamName};
 
 use self::support::{FIRST_SEQUENCE, QuietEdge, raise_file_limit, resident_bytes, signed, subscribe};
@@ -80,6 +81,7 @@ fn now_us() -> u64 {
 /// All clients are at the shard of the one that stops reading.
 struct EdgeUnderTest {
     edge: QuietEdge,
+    registry: Registry,
     child: Child,
     control: TcpStream,
     counter: u64,
@@ -88,13 +90,14 @@ struct EdgeUnderTest {
 
 impl EdgeUnderTest {
     fn start() -> Self {
-        let edge = QuietEdge::start();
+        let registry = Registry::new();
+        let edge = QuietEdge::start(registry.clone());
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let task = format!("{} {}", edge.address, listener.local_addr().unwrap());
         let child =
             Command::new(env::current_exe().unwrap()).env(TASK, task).stdin(Stdio::null()).spawn().unwrap();
         let (control, _) = listener.accept().unwrap();
-        let mut edge = Self { edge, child, control, counter: 0, last: [FIRST_SEQUENCE - 1; 2] };
+        let mut edge = Self { edge, registry, child, control, counter: 0, last: [FIRST_SEQUENCE - 1; 2] };
         edge.take_p99();
         edge
     }
@@ -131,7 +134,7 @@ impl EdgeUnderTest {
     }
 
     fn disconnects(&self) -> u64 {
-        let text = self.edge.registry.render();
+        let text = self.registry.render();
         let value =
             text.lines().find_map(|line| line.strip_prefix("tickmesh_slow_client_disconnects_total "));
         value.unwrap().parse().unwrap()

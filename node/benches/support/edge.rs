@@ -64,7 +64,6 @@ pub fn subscribe(socket: &mut TcpStream, streams: &[&str]) {
 /// An edge with one shard, on a thread of its own, that writes nothing but events.
 pub struct QuietEdge {
     pub address: SocketAddr,
-    pub registry: Registry,
     runtime: Runtime,
     batches: mpsc::Sender<Arc<SignedBatch>>,
     stop: CancellationToken,
@@ -72,7 +71,7 @@ pub struct QuietEdge {
 }
 
 impl QuietEdge {
-    pub fn start() -> Self {
+    pub fn start(registry: Registry) -> Self {
         let hours = Duration::from_secs(10_000);
         let config = Config {
             listen: "127.0.0.1:0".parse().unwrap(),
@@ -86,7 +85,6 @@ impl QuietEdge {
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let bound = edge::bind(config).unwrap();
         let address = bound.local_addr();
-        let registry = Registry::new();
         let (batches, from_mesh) = mpsc::channel(16);
         let parts = Parts {
             node: NodeInfo { name: "bench".into(), region: "local".into() },
@@ -95,11 +93,11 @@ impl QuietEdge {
             authenticator: Arc::default(),
             pages: axum::Router::new(),
             lifecycle: LifecycleEvents::new(&registry),
-            registry: registry.clone(),
+            registry,
         };
         let stop = CancellationToken::new();
         let ended = runtime.spawn(bound.run(parts, stop.clone()));
-        Self { address, registry, runtime, batches, stop, ended }
+        Self { address, runtime, batches, stop, ended }
     }
 
     pub fn deliver(&self, batch: Arc<SignedBatch>) {
