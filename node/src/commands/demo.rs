@@ -5,7 +5,7 @@ mod plan;
 mod ports;
 mod process;
 
-use std::{net::SocketAddr, process::ExitCode, sync::Arc};
+use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use futures_util::future::join_all;
@@ -18,6 +18,7 @@ use tickmesh::{
     signing::{self, PublicKeys},
 };
 use tickmesh_protocol::signature::MessageKey;
+use tokio::time::Instant;
 
 use self::{
     controls::Controls,
@@ -45,6 +46,10 @@ pub struct Demo {
     #[arg(long, hide = true)]
     peer: bool,
 }
+
+/// How long all may take to end, one after the other, before they are killed. An edge waits a second at most for clients
+/// that do not answer its goodbye; whoever pressed Ctrl-C should not wait much longer.
+const END_PATIENCE: Duration = Duration::from_millis(1600);
 
 /// A peer of the demo: an ingest peer, or an edge.
 struct Peer {
@@ -115,9 +120,11 @@ impl Demo {
         stop.as_mut().await;
         println!("\nending: clients are told to go, what was read is delivered");
         serving.abort();
+        let deadline = Instant::now() + END_PATIENCE;
         // Ingest peers first, all together, then the edges: the direction of the data.
         for edges in [false, true] {
-            join_all(running.iter().filter(|peer| peer.edge == edges).map(|peer| peer.process.drain())).await;
+            let peers = running.iter().filter(|peer| peer.edge == edges);
+            join_all(peers.map(|peer| peer.process.drain(deadline))).await;
         }
         Ok(())
     }

@@ -18,7 +18,7 @@ use tokio::{
     io::{AsyncBufReadExt, BufReader},
     net::unix::pipe,
     sync::oneshot,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -33,14 +33,12 @@ const MAX_PLAN_BYTES: u64 = 64 * 1024;
 /// How long a peer may take to start. It takes a tenth of a second on an idle machine.
 const START_PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long a peer may take to drain before it is killed: longer than its stages may take one after the other.
-const END_PATIENCE: Duration = Duration::from_secs(8);
-
 /// How long a peer stays away: long enough to see that the others do without it.
 pub const AWAY: Duration = Duration::from_secs(5);
 
 /// A peer that is kept running.
 pub struct Process {
+    name: String,
     /// None while it is away.
     child: Arc<Mutex<Option<Child>>>,
     stop: CancellationToken,
@@ -54,6 +52,7 @@ impl Process {
         let child = Arc::new(Mutex::new(None));
         let stop = CancellationToken::new();
         let life = Life::begin(&plan, &child).await?;
+        let name = plan.name.clone();
         let gone = CancellationToken::new();
         // If the keeper fails, its process's input ends, and so does the process.
         let guard = gone.clone().drop_guard();
@@ -62,7 +61,7 @@ impl Process {
             let _guard = guard;
             keeping.await;
         });
-        Ok(Self { child, stop, gone })
+        Ok(Self { name, child, stop, gone })
     }
 
     /// Kills it by SIGKILL; false if it is away already.
@@ -73,10 +72,14 @@ impl Process {
         Ok(true)
     }
 
-    /// Lets it deliver what it has, and end.
-    pub async fn drain(&self) {
+    /// Lets it deliver what it has, and end; kills it if it has not by `deadline`.
+    pub async fn drain(&self, deadline: Instant) {
         self.stop.cancel();
-        self.gone.cancelled().await;
+        if timeout_at(deadline, self.gone.cancelled()).await.is_err() {
+            tracing::error!(peer = self.name, "did not end in time");
+            let _ = self.kill();
+            self.gone.cancelled().await;
+        }
     }
 }
 
@@ -137,9 +140,7 @@ async fn keep(plan: Plan, first: Life, place: Arc<Mutex<Option<Child>>>, stop: C
                     let Life { _input: input, mut output } = running;
                     drop(input);
                     let mut said = String::new();
-                    if timeout(END_PATIENCE, output.read_line(&mut said)).await.is_err() {
-                        tracing::error!(peer = plan.name, "did not end in time");
-                    }
+                    let _ = output.read_line(&mut said).await;
                     return end(&place);
                 }
             }
@@ -148,9 +149,12 @@ async fn keep(plan: Plan, first: Life, place: Arc<Mutex<Option<Child>>>, stop: C
             () = sleep(AWAY) => {}
             () = stop.cancelled() => return,
         }
-        match Life::begin(&plan, &place).await {
-            Ok(begun) => life = Some(begun),
-            Err(error) => tracing::error!(error = format!("{error:#}"), "tried again"),
+        tokio::select! {
+            begun = Life::begin(&plan, &place) => match begun {
+                Ok(begun) => life = Some(begun),
+                Err(error) => tracing::error!(error = format!("{error:#}"), "tried again"),
+            },
+            () = stop.cancelled() => return end(&place),
         }
     }
 }
