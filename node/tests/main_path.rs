@@ -107,7 +107,7 @@ fn log_of(broker: &KafkaBroker, topic: &str) -> BTreeMap<String, Vec<(u64, Strin
 async fn every_record_reaches_clients_in_three_regions_once_and_in_order() {
     const RECORDS: u64 = 20_000;
     const STREAMS: usize = 8;
-    let broker = KafkaBroker::start();
+    let broker = KafkaBroker::shared();
     broker.create_topic("events", PARTITIONS).await;
     let network = Network::new();
     let cluster = Cluster::start(&network, &broker.bootstrap(), "[\"events\"]", "");

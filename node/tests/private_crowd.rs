@@ -30,7 +30,7 @@ use tokio_tungstenite::{
 };
 
 const SECRET: &str = "a secret of thirty-two bytes or so";
-const TOPIC: &str = "orders";
+const TOPIC: &str = "crowd";
 const PARTITIONS: i32 = 4;
 const EDGES: usize = 3;
 /// Events of each user.
@@ -138,7 +138,7 @@ async fn take(mut socket: Socket, user: String) {
 fn each_of_many_users_gets_its_own_events_and_edges_get_those_of_their_users() {
     let users: usize = env::var("TICKMESH_CROWD").map_or(10_000, |users| users.parse().expect("a number"));
     allow_files();
-    let broker = KafkaBroker::start();
+    let broker = KafkaBroker::shared();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(broker.create_topic(TOPIC, PARTITIONS));
     let network = Network::new();

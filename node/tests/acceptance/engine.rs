@@ -2,6 +2,7 @@
 
 use std::{
     ops::Range,
+    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -65,10 +66,11 @@ pub fn market() -> String {
     format!("[[source]]\nname = \"market\"\nkind = \"embedded\"\nrate = 200\norigin = {origin_ms}\n")
 }
 
-/// The engine's log, with a source that reads it.
-pub async fn engine() -> (KafkaBroker, KafkaProducer, String) {
-    let broker = KafkaBroker::start();
+/// The engine's log, empty, with a source that reads it.
+pub async fn engine() -> (Arc<KafkaBroker>, KafkaProducer, String) {
+    let broker = KafkaBroker::shared();
     for topic in ["market", "depth", "orders"] {
+        broker.delete_topics(topic).await;
         broker.create_topic(topic, 1).await;
     }
     let (producer, source) = (broker.producer(), ENGINE.replace("BROKERS", &broker.bootstrap()));

@@ -37,9 +37,15 @@ const START_DEADLINE: Duration = Duration::from_secs(90);
 /// For anything a running broker is asked.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// A broker that ends with its value.
+/// Runs a broker until the process of the first argument is gone, and removes the folder of the second then.
+const WHILE_IT_RUNS: &str = "runner=$1 folder=$2; shift 2; \"$@\" & while kill -0 $runner 2>/dev/null; do sleep 1; done; \
+                             kill -9 $!; rm -rf \"$folder\"";
+
+/// A broker that ends with its value, or with all tests.
 pub struct KafkaBroker {
-    directory: tempfile::TempDir,
+    directory: PathBuf,
+    /// None if it serves other tests as well.
+    _own: Option<tempfile::TempDir>,
     libs: PathBuf,
     port: u16,
     child: Option<Child>,
@@ -55,25 +61,51 @@ impl KafkaBroker {
         broker
     }
 
-    /// A broker for all tests of a process that leave it alive; it ends with the last of them.
+    /// A broker for all tests that leave it alive, each with topics of its own. cargo-nextest gives each test a process: the
+    /// first one that comes here starts the broker, and it ends with nextest. Without nextest it ends with the last test
+    /// that has it.
     pub fn shared() -> Arc<Self> {
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(broker) = shared.upgrade() {
             return broker;
         }
-        let broker = Arc::new(Self::start());
+        let run = std::env::var("NEXTEST_RUN_ID").ok();
+        let broker = Arc::new(run.map_or_else(Self::start, |run| Self::of_run(&run)));
         *shared = Arc::downgrade(&broker);
+        broker
+    }
+
+    /// The broker of a run of nextest.
+    fn of_run(run: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("tickmesh-kafka-{run}"));
+        fs::create_dir_all(&folder).expect("a folder for the broker");
+        // Others wait here until it answers.
+        let lock = fs::File::create(folder.join("lock")).expect("a lock file");
+        lock.lock().expect("the lock");
+        let place = folder.join("port");
+        if let Ok(port) = fs::read_to_string(&place) {
+            let port = port.parse().expect("a port");
+            return Self { directory: folder, _own: None, libs: libs(), port, child: None };
+        }
+        let broker = Self::prepare_in(folder, None);
+        let kafka = broker.kafka();
+        let mut keeper = Command::new("setsid");
+        keeper.args(["sh", "-c", WHILE_IT_RUNS, "sh"]).arg(std::os::unix::process::parent_id().to_string());
+        keeper.arg(&broker.directory).arg(kafka.get_program()).args(kafka.get_args());
+        keeper.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut keeper = keeper.spawn().expect("setsid must be installed; ./test sees to it");
+        broker.wait_until_it_answers(&mut keeper);
+        fs::write(&place, broker.port.to_string()).expect("the broker's port");
         broker
     }
 
     /// Formats a broker's storage and chooses its ports without starting it: [`Self::restart`] does.
     pub fn prepare() -> Self {
-        let Some(libs) = std::env::var_os("TICKMESH_KAFKA_LIBS").map(PathBuf::from) else {
-            panic!(
-                "TICKMESH_KAFKA_LIBS must name the folder with Apache Kafka's jars; ./test fetches them and sets it"
-            );
-        };
-        let directory = tempfile::tempdir().expect("a temporary directory");
+        let own = tempfile::tempdir().expect("a temporary directory");
+        Self::prepare_in(own.path().to_owned(), Some(own))
+    }
+
+    fn prepare_in(directory: PathBuf, own: Option<tempfile::TempDir>) -> Self {
         let (port, controller_port) = free_ports();
         let properties = format!(
             "process.roles=broker,controller\n\
@@ -94,10 +126,10 @@ impl KafkaBroker {
              share.coordinator.state.topic.replication.factor=1\n\
              share.coordinator.state.topic.min.isr=1\n\
              group.initial.rebalance.delay.ms=0\n",
-            directory.path().join("data").display()
+            directory.join("data").display()
         );
-        fs::write(directory.path().join("server.properties"), properties).expect("server.properties");
-        let broker = Self { directory, libs, port, child: None };
+        fs::write(directory.join("server.properties"), properties).expect("server.properties");
+        let broker = Self { directory, _own: own, libs: libs(), port, child: None };
         broker.format();
         broker
     }
@@ -106,12 +138,12 @@ impl KafkaBroker {
     /// and folders, and each start of Java costs two seconds.
     fn format(&self) {
         let formatted = self.libs.join("formatted");
-        let data = self.directory.path().join("data");
+        let data = self.directory.join("data");
         if !formatted.join("meta.properties").exists() {
             let status = self
                 .java("format.log")
                 .args(["kafka.tools.StorageTool", "format", "-t", "dGlja21lc2gtdGVzdC0xMg", "-c"])
-                .arg(self.directory.path().join("server.properties"))
+                .arg(self.directory.join("server.properties"))
                 .status()
                 .expect("java must be installed; ./test sees to it");
             assert!(status.success(), "Kafka's storage cannot be formatted:\n{}", self.tail("format.log"));
@@ -143,7 +175,7 @@ impl KafkaBroker {
     /// broker must be down.
     pub fn cut_log(&self, topic: &str, partition: i32, offset: u64) {
         assert!(self.child.is_none(), "the broker is running");
-        let folder = self.directory.path().join(format!("data/{topic}-{partition}"));
+        let folder = self.directory.join(format!("data/{topic}-{partition}"));
         let path = folder.join("00000000000000000000.log");
         let log = fs::read(&path).expect("the first segment of the log");
         let mut at = 0;
@@ -165,9 +197,18 @@ impl KafkaBroker {
     /// Starts the broker on its ports and data, and waits until it answers.
     pub fn restart(&mut self) {
         assert!(self.child.is_none(), "the broker is running already");
+        let mut child = self.kafka().spawn().expect("java starts");
+        self.wait_until_it_answers(&mut child);
+        self.child = Some(child);
+    }
+
+    fn kafka(&self) -> Command {
         let mut command = self.java("kafka.log");
-        command.arg("kafka.Kafka").arg(self.directory.path().join("server.properties"));
-        self.child = Some(command.spawn().expect("java starts"));
+        command.arg("kafka.Kafka").arg(self.directory.join("server.properties"));
+        command
+    }
+
+    fn wait_until_it_answers(&self, child: &mut Child) {
         let consumer: BaseConsumer = self.client().create().expect("a client");
         let deadline = Instant::now() + START_DEADLINE;
         loop {
@@ -175,7 +216,7 @@ impl KafkaBroker {
             if answer.is_ok_and(|metadata| !metadata.brokers().is_empty()) {
                 return;
             }
-            let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
+            let ended = child.try_wait().ok().flatten();
             assert!(ended.is_none(), "the broker ended with {ended:?}:\n{}", self.tail("kafka.log"));
             assert!(Instant::now() < deadline, "the broker does not answer:\n{}", self.tail("kafka.log"));
         }
@@ -187,6 +228,16 @@ impl KafkaBroker {
         let results = self.admin().create_topics([&topic], &options()).await.expect("create_topics");
         assert!(results.iter().all(Result::is_ok), "topic {name} cannot be created: {results:?}");
         self.wait_for_partitions(name, |count| count == usize::try_from(partitions).unwrap());
+    }
+
+    /// Deletes topics, if there are any whose name begins so, and waits until they are gone.
+    pub async fn delete_topics(&self, beginning: &str) {
+        let consumer: BaseConsumer = self.client().create().expect("a client");
+        let metadata = consumer.fetch_metadata(None, DEADLINE).expect("metadata");
+        let names = metadata.topics().iter().map(rdkafka::metadata::MetadataTopic::name);
+        for name in names.filter(|name| name.starts_with(beginning)) {
+            self.delete_topic(name).await;
+        }
     }
 
     /// Deletes a topic and waits until it is gone.
@@ -244,7 +295,7 @@ impl KafkaBroker {
     }
 
     fn java(&self, log: &str) -> Command {
-        let log = fs::File::create(self.directory.path().join(log)).expect("a log file");
+        let log = fs::File::create(self.directory.join(log)).expect("a log file");
         let mut command = Command::new("java");
         command
             // Quick to start, small: a test broker handles little.
@@ -258,10 +309,16 @@ impl KafkaBroker {
     }
 
     fn tail(&self, log: &str) -> String {
-        let text = fs::read_to_string(self.directory.path().join(log)).unwrap_or_default();
+        let text = fs::read_to_string(self.directory.join(log)).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
     }
+}
+
+fn libs() -> PathBuf {
+    std::env::var_os("TICKMESH_KAFKA_LIBS").map(PathBuf::from).expect(
+        "TICKMESH_KAFKA_LIBS must name the folder with Apache Kafka's jars; ./test fetches them and sets it",
+    )
 }
 
 /// Copies the files of a folder; the one that says that it is complete last.
