@@ -6,7 +6,7 @@ use std::{collections::HashSet, hint::black_box};
 
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use tickmesh::transform::{RouteConfig, Transform};
+use tickmesh::transform::{Makes, RouteConfig, Taken, Transform};
 
 fn transform(c: &mut Criterion) {
     let mut group = c.benchmark_group("transform");
@@ -15,15 +15,12 @@ fn transform(c: &mut Criterion) {
     let passing = Bytes::from_static(
         br#"{"stream":"trades.btc_usdt","data":{"price":"36200.50","quantity":"1.10","side":"buy","timestamp":1724548381123}}"#,
     );
-    group.bench_function("as_it_is", |b| b.iter(|| black_box(none.apply("market.trades", None, &passing))));
+    let taken = |value| Taken { topic: "market.trades", key: None, value, engine_time_us: 0 };
+    group.bench_function("as_it_is", |b| b.iter(|| black_box(none.apply(taken(&passing)))));
 
     let route = |data: Option<&str>| RouteConfig {
-        policy: Default::default(),
-        source: "engine".into(),
-        topic: "market.*".into(),
-        channel: "trades".into(),
-        key: ".symbol | ascii_downcase".into(),
-        data: data.map(str::to_owned),
+        makes: data.map_or(Makes::AsItIs, |data| Makes::Data(data.into())),
+        ..RouteConfig::new("engine", "market.*", "trades", ".symbol | ascii_downcase")
     };
     let record = Bytes::from_static(
         br#"{"symbol":"BTC_USDT","p":"36200.50","q":"1.10","side":"buy","id":99123,"t":1724548381123,"fee":"0.0001"}"#,
@@ -31,7 +28,7 @@ fn transform(c: &mut Criterion) {
     for (name, data) in [("key_only", None), ("projection", Some("{price: .p, quantity: .q, timestamp: .t}"))]
     {
         let routed = Transform::new(&[route(data)], None, &HashSet::new()).expect("the route compiles");
-        group.bench_function(name, |b| b.iter(|| black_box(routed.apply("market.trades", None, &record))));
+        group.bench_function(name, |b| b.iter(|| black_box(routed.apply(taken(&record)))));
     }
     group.finish();
 }

@@ -80,7 +80,7 @@ use crate::{
     ports::{FeedStore, IngestInput},
     signing::Signer,
     source::{LogReader, SourceEvent},
-    transform::{Policies, Routes, Transform, jq, jq::JqError},
+    transform::{Operators, Policies, RouteConfig, Routes, Transform, jq, jq::JqError},
 };
 
 /// What is kept of the log that was read again, for others who ask for the same: two chunks of the largest records for
@@ -256,6 +256,8 @@ pub fn open(parts: Parts) -> io::Result<Opened> {
         &parts.registry,
         parts.stop.clone(),
     )?;
+    let routes = parts.lanes.iter().flat_map(|lane| lane.routes.iter());
+    let computed = routes.filter_map(RouteConfig::computed_channel).map(str::to_owned).collect();
     let retained = RetainedStreams::new(&parts.registry);
     let store = Arc::new(Store::new(StoreParts {
         history,
@@ -264,6 +266,7 @@ pub fn open(parts: Parts) -> io::Result<Opened> {
         signer: Arc::clone(&parts.signer),
         boot,
         private: parts.private.clone(),
+        computed,
         status,
         rescan,
     }));
@@ -314,7 +317,7 @@ impl Opened {
             "From the engine's timestamp to ingest, once per group of records, by source; without what is replayed.",
             &["source"],
         );
-        let lanes: Vec<_> = (0..)
+        let mut lanes: Vec<_> = (0..)
             .zip(parts.lanes.into_iter().zip(start.events))
             .map(|(id, (lane, events))| {
                 Ok(worker::Lane {
@@ -322,6 +325,7 @@ impl Opened {
                     ingested: ingested.with_label_values(&[&lane.source]),
                     latency: latency.with_label_values(&[&lane.source]),
                     transform: Transform::new(&lane.routes, lane.channels, &parts.private)?,
+                    operators: Operators::new(&lane.routes),
                     source: lane.source,
                     events,
                     open: true,
@@ -369,7 +373,7 @@ impl Opened {
             metrics,
         };
         if let Some(state) = start.state {
-            core.restore(&state, &lanes);
+            core.restore(&state, &mut lanes);
         }
         Ok(Worker { lanes, next_lane: 0, mesh: start.mesh, mesh_open: true, overlooks, core })
     }

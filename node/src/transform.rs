@@ -4,9 +4,12 @@
 //! A source without any route passes records of the form `{"stream": ..., "data": ...}` as they are. Everything here is
 //! a pure function of the record, so all ingest peers make the same events.
 
+pub mod decimal;
 pub mod jq;
+pub mod operators;
 mod policies;
 mod route;
+mod running;
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -17,9 +20,17 @@ use tickmesh_protocol::{
     StreamName, UserId, event::MAX_EVENT_DATA_BYTES, stream::InvalidStreamName, user::InvalidUserId,
 };
 
-use self::jq::{Filter, JqError};
-pub use self::{policies::Policies, route::RouteConfig};
-use crate::source::MAX_RECORD_BYTES;
+use self::{
+    decimal::Decimal,
+    jq::{Filter, JqError},
+    operators::Trade,
+};
+pub use self::{
+    policies::Policies,
+    route::{Makes, OperatorConfig, RouteConfig},
+    running::Operators,
+};
+use crate::source::{MAX_RECORD_BYTES, Record};
 
 /// The routes of one source, compiled. Not `Send`: it lives on the ingest thread.
 pub struct Transform {
@@ -30,11 +41,16 @@ pub struct Transform {
     private: HashSet<String>,
 }
 
+/// Most parts of one record: one that is as large as may be, with parts of a kilobyte.
+pub const MAX_PARTS: usize = 1024;
+
 struct Route {
     topic: wildmatch::WildMatch,
+    filter: Option<Filter>,
+    split: Option<Filter>,
     channel: Channel,
     key: Filter,
-    data: Option<Filter>,
+    maker: Maker,
 }
 
 enum Channel {
@@ -42,12 +58,46 @@ enum Channel {
     Computed(Filter),
 }
 
-/// What a record became.
+enum Maker {
+    AsItIs,
+    Data(Filter),
+    Operator { price: Filter, quantity: Filter, time: Option<Filter> },
+}
+
+/// What a record became by one route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Made {
+    Event(Transformed),
+    /// Trades for the operator of a route: see [`Operators`].
+    Trades {
+        route: usize,
+        trades: Vec<Trade>,
+    },
+}
+
+/// An event that is not numbered yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transformed {
     pub stream: StreamName,
     /// Exact JSON text.
     pub data: Bytes,
+}
+
+/// A record, as routes look at it.
+#[derive(Clone, Copy, Debug)]
+pub struct Taken<'a> {
+    pub topic: &'a str,
+    pub key: Option<&'a Bytes>,
+    pub value: &'a Bytes,
+    /// The log's own time of it, in microseconds since 1970 UTC; zero where it says nothing.
+    pub engine_time_us: u64,
+}
+
+impl<'a> From<&'a Record> for Taken<'a> {
+    fn from(record: &'a Record) -> Self {
+        let Record { topic, key, value, engine_time_us, .. } = record;
+        Self { topic, key: key.as_ref(), value, engine_time_us: *engine_time_us }
+    }
 }
 
 /// Why a record did not become an event. It is a dead letter.
@@ -63,6 +113,14 @@ pub enum Rejected {
     Jq { part: &'static str, error: JqError },
     #[error("{part} must be a string, not {value}")]
     NotText { part: &'static str, value: String },
+    #[error("filter must be true or false, not {value}")]
+    NoBool { value: String },
+    #[error("{part} must be a number, not {value}")]
+    NoNumber { part: &'static str, value: String },
+    #[error("the log says nothing of its time; name one in the route: time = '.timestamp'")]
+    NoTime,
+    #[error("its time, {time_ms} ms since 1970, is too far from the log's own, {log_ms}")]
+    Time { time_ms: u64, log_ms: u64 },
     #[error(transparent)]
     Stream(#[from] InvalidStreamName),
     #[error(transparent)]
@@ -98,64 +156,162 @@ impl Transform {
         })
     }
 
-    /// What a record becomes: one outcome for each route that takes its topic.
-    pub fn apply(
-        &self,
-        topic: &str,
-        key: Option<&Bytes>,
-        value: &Bytes,
-    ) -> Vec<Result<Transformed, Rejected>> {
-        let bytes = key.map_or(0, Bytes::len) + value.len();
+    /// What a record becomes: an outcome for each route that takes its topic, or for each part that the route makes of it.
+    pub fn apply(&self, record: Taken<'_>) -> Vec<Result<Made, Rejected>> {
+        let bytes = record.key.map_or(0, Bytes::len) + record.value.len();
         if bytes > MAX_RECORD_BYTES {
             return vec![Err(Rejected::RecordTooLarge(bytes))];
         }
         if self.routes.is_empty() {
-            return vec![pass_through(value)];
+            return vec![pass_through(record.value).map(Made::Event)];
         }
-        let input = match jq::parse(topic, key, value) {
+        let input = match jq::parse(record.topic, record.key, record.value) {
             Ok(input) => input,
             Err(error) => return vec![Err(Rejected::Json(error))],
         };
-        let outcomes: Vec<_> = self
-            .routes
-            .iter()
-            .filter(|route| route.topic.matches(topic))
-            .map(|route| self.apply_route(route, &input, value))
-            .collect();
-        if outcomes.is_empty() { vec![Err(Rejected::Unrouted(topic.to_owned()))] } else { outcomes }
+        let mut outcomes = Vec::new();
+        let mut routed = false;
+        for (index, route) in self.routes.iter().enumerate() {
+            if route.topic.matches(record.topic) {
+                routed = true;
+                self.apply_route(index, route, &input, record, &mut outcomes);
+            }
+        }
+        if routed { outcomes } else { vec![Err(Rejected::Unrouted(record.topic.to_owned()))] }
     }
 
-    fn apply_route(&self, route: &Route, input: &jq::Input, value: &Bytes) -> Result<Transformed, Rejected> {
+    fn apply_route(
+        &self,
+        index: usize,
+        route: &Route,
+        input: &jq::Input,
+        record: Taken<'_>,
+        outcomes: &mut Vec<Result<Made, Rejected>>,
+    ) {
+        match route.parts(input) {
+            Ok(None) => {}
+            // One part that is the whole record.
+            Ok(Some(Parts::Whole)) => match &route.maker {
+                Maker::Operator { .. } => outcomes.push(self.trades(index, route, [input], record)),
+                _ => outcomes.push(self.event(route, input, Some(record.value))),
+            },
+            Ok(Some(Parts::Split(parts))) => match &route.maker {
+                Maker::Operator { .. } if parts.is_empty() => {}
+                Maker::Operator { .. } => outcomes.push(self.trades(index, route, &parts, record)),
+                _ => outcomes.extend(parts.iter().map(|part| self.event(route, part, None))),
+            },
+            Err(error) => outcomes.push(Err(error)),
+        }
+    }
+
+    fn key(&self, route: &Route, channel: &str, input: &jq::Input) -> Result<String, Rejected> {
+        let key = text_of("key", &route.key, input)?;
+        if self.private.contains(channel) {
+            return Ok(UserId::new(&key)?.key().to_owned());
+        }
+        Ok(key)
+    }
+
+    /// `whole`: the record's value, if that is what the route looks at.
+    fn event(&self, route: &Route, input: &jq::Input, whole: Option<&Bytes>) -> Result<Made, Rejected> {
         let channel = match &route.channel {
             Channel::Fixed(name) => name.clone(),
             Channel::Computed(filter) => text_of("channel", filter, input)?,
         };
-        let mut key = text_of("key", &route.key, input)?;
-        if self.private.contains(&channel) {
-            key = UserId::new(&key)?.key().to_owned();
-        }
-        let data = match &route.data {
-            Some(filter) => {
+        let key = self.key(route, &channel, input)?;
+        let data = match (&route.maker, whole) {
+            (Maker::Data(filter), _) => {
                 filter.run_to_json(input).map_err(|error| Rejected::Jq { part: "data", error })?.into()
             }
-            None => value.slice_ref(value.trim_ascii()),
+            (_, Some(value)) => value.slice_ref(value.trim_ascii()),
+            (_, None) => input.to_json().map_err(|error| Rejected::Jq { part: "split", error })?.into(),
         };
-        transformed(StreamName::new(&channel, &key, None)?, data)
+        transformed(StreamName::new(&channel, &key, None)?, data).map(Made::Event)
     }
+
+    fn trades<'a>(
+        &self,
+        index: usize,
+        route: &Route,
+        parts: impl IntoIterator<Item = &'a jq::Input>,
+        record: Taken<'_>,
+    ) -> Result<Made, Rejected> {
+        let Maker::Operator { price, quantity, time } = &route.maker else {
+            return Ok(Made::Trades { route: index, trades: Vec::new() });
+        };
+        let channel = route.channel.name();
+        let trade = |input: &jq::Input| {
+            let key = self.key(route, channel, input)?;
+            // What the stream will be called; the variant is the operator's.
+            StreamName::new(channel, &key, None)?;
+            let time_ms = match time {
+                Some(time) => time_of(time, input, record.engine_time_us / 1000)?,
+                None if record.engine_time_us == 0 => return Err(Rejected::NoTime),
+                None => record.engine_time_us / 1000,
+            };
+            let (price, quantity) =
+                (number_of("price", price, input)?, number_of("quantity", quantity, input)?);
+            Ok(Trade { key, price, quantity, time_ms })
+        };
+        let trades = parts.into_iter().map(trade).collect::<Result<_, Rejected>>()?;
+        Ok(Made::Trades { route: index, trades })
+    }
+}
+
+/// What a route looks at, of a record that it takes.
+enum Parts {
+    Whole,
+    Split(Vec<jq::Input>),
 }
 
 impl Route {
     fn compile(config: &RouteConfig) -> Result<Self, JqError> {
+        let optional = |program: &Option<String>| program.as_deref().map(Filter::compile).transpose();
+        let maker = match &config.makes {
+            Makes::AsItIs => Maker::AsItIs,
+            Makes::Data(program) => Maker::Data(Filter::compile(program)?),
+            Makes::Operator(OperatorConfig { price, quantity, time, .. }) => Maker::Operator {
+                price: Filter::compile(price)?,
+                quantity: Filter::compile(quantity)?,
+                time: optional(time)?,
+            },
+        };
         Ok(Self {
             topic: wildmatch::WildMatch::new(&config.topic),
+            filter: optional(&config.filter)?,
+            split: optional(&config.split)?,
             channel: if tickmesh_protocol::stream::is_part(&config.channel) {
                 Channel::Fixed(config.channel.clone())
             } else {
                 Channel::Computed(Filter::compile(&config.channel)?)
             },
             key: Filter::compile(&config.key)?,
-            data: config.data.as_deref().map(Filter::compile).transpose()?,
+            maker,
         })
+    }
+
+    /// `None` if the filter says that the record is not for this route.
+    fn parts(&self, input: &jq::Input) -> Result<Option<Parts>, Rejected> {
+        if let Some(filter) = &self.filter {
+            match filter.run_to_bool(input).map_err(|error| Rejected::Jq { part: "filter", error })? {
+                Ok(true) => {}
+                Ok(false) => return Ok(None),
+                Err(value) => return Err(Rejected::NoBool { value }),
+            }
+        }
+        let Some(split) = &self.split else { return Ok(Some(Parts::Whole)) };
+        let parts = split.run_to_parts(input, MAX_PARTS);
+        Ok(Some(Parts::Split(parts.map_err(|error| Rejected::Jq { part: "split", error })?)))
+    }
+}
+
+impl Channel {
+    /// Empty if it is computed: operators have none of those.
+    fn name(&self) -> &str {
+        match self {
+            Self::Fixed(name) => name,
+            Self::Computed(_) => "",
+        }
     }
 }
 
@@ -166,6 +322,29 @@ fn text_of(part: &'static str, filter: &Filter, input: &jq::Input) -> Result<Str
         Err(error) => Err(Rejected::Jq { part, error }),
     }
 }
+
+/// A number, or a text that holds one.
+fn number_of(part: &'static str, filter: &Filter, input: &jq::Input) -> Result<Decimal, Rejected> {
+    let text = filter.run_to_number(input).map_err(|error| Rejected::Jq { part, error })?;
+    text.and_then(|text| text.parse().map_err(|_| text)).map_err(|value| Rejected::NoNumber { part, value })
+}
+
+/// A time in milliseconds, not far from the log's own.
+fn time_of(filter: &Filter, input: &jq::Input, log_ms: u64) -> Result<u64, Rejected> {
+    let time = number_of("time", filter, input)?;
+    let time_ms =
+        time.to_string().parse().map_err(|_| Rejected::NoNumber { part: "time", value: time.to_string() })?;
+    let range = log_ms.saturating_sub(MAX_BEHIND_MS)..=log_ms.saturating_add(MAX_AHEAD_MS);
+    if log_ms > 0 && !range.contains(&time_ms) {
+        return Err(Rejected::Time { time_ms, log_ms });
+    }
+    Ok(time_ms)
+}
+
+/// How far a trade's time may be behind the log's: an engine that caught up after an hour.
+const MAX_BEHIND_MS: u64 = 3_600_000;
+/// How far it may be ahead: clocks that differ. A wrong one closes candles that others still trade in.
+const MAX_AHEAD_MS: u64 = 60_000;
 
 fn pass_through(value: &Bytes) -> Result<Transformed, Rejected> {
     #[derive(Deserialize)]

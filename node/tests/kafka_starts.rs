@@ -23,7 +23,7 @@ use tickmesh::{
     ingest::rescan::{Log, Rescan, RescanError, Wanted},
     ops::metrics::Registry,
     source::{Place, ReadError, Starts},
-    transform::RouteConfig,
+    transform::{Makes, RouteConfig},
 };
 use tickmesh_protocol::{Epoch, Previous, checkpoint::PartitionState};
 use tokio_util::sync::CancellationToken;
@@ -265,12 +265,8 @@ async fn the_log_is_read_again_once_for_all_who_wait() {
     source.ends(2).await;
     let epoch = source.states[&("again".into(), 1)].epoch;
     let route = RouteConfig {
-        policy: Default::default(),
-        source: "engine".into(),
-        topic: "again".into(),
-        channel: "trades".into(),
-        key: ".s | ascii_downcase".into(),
-        data: Some("{price: .p}".into()),
+        makes: Makes::Data("{price: .p}".into()),
+        ..RouteConfig::new("engine", "again", "trades", ".s | ascii_downcase")
     };
     let registry = Registry::new();
     let log = Log {

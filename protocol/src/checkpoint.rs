@@ -14,7 +14,7 @@
 //! };
 //! let last = Position { epoch, sequence: Sequence::new(7).unwrap() };
 //! let stream = StreamState { name: "trades.btc_usdt".parse().unwrap(), last, left: vec![], retained: None };
-//! let engine = SourceState { name: "engine".into(), partitions: vec![partition], streams: vec![stream] };
+//! let engine = SourceState { name: "engine".into(), partitions: vec![partition], streams: vec![stream], operators: vec![] };
 //! let state = State { sources: vec![engine] };
 //! assert_eq!(decode_state(&encode_state(&state).unwrap()).unwrap(), state);
 //! ```
@@ -47,6 +47,17 @@ pub struct SourceState {
     pub name: String,
     pub partitions: Vec<PartitionState>,
     pub streams: Vec<StreamState>,
+    pub operators: Vec<OperatorState>,
+}
+
+/// The state of one operator in one partition, at the partition's `next`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OperatorState {
+    pub epoch: Epoch,
+    /// What the operator does, as a hash of its route: the state means nothing to another one.
+    pub route: u64,
+    /// As the operator writes it.
+    pub state: Bytes,
 }
 
 /// How far a partition has been read.
@@ -120,8 +131,8 @@ impl Retained {
 }
 
 impl State {
-    /// Leaves out what is retained of the streams with the most of it, until the rest surely fits [`MAX_STATE_BYTES`] as
-    /// bytes. Returns of how many.
+    /// Leaves out what is retained of the streams with the most of it, and then the largest operators, until the rest surely
+    /// fits [`MAX_STATE_BYTES`] as bytes. Returns of how many.
     pub fn fit(&mut self) -> usize {
         self.fit_into(MAX_STATE_BYTES)
     }
@@ -145,6 +156,18 @@ impl State {
             *retained = None;
             left_out += 1;
         }
+        while bytes > limit {
+            let operators = self.sources.iter_mut().map(|source| &mut source.operators);
+            let largest = operators.filter_map(|all| {
+                let (at, largest) =
+                    all.iter().enumerate().max_by_key(|(_, operator)| operator.state.len())?;
+                Some((largest.state.len(), at, all))
+            });
+            let Some((size, at, all)) = largest.max_by_key(|(size, ..)| *size) else { break };
+            all.swap_remove(at);
+            bytes -= size;
+            left_out += 1;
+        }
         left_out
     }
 
@@ -162,6 +185,8 @@ impl SourceState {
             STREAM_BYTES + of.name.as_str().len() + LEFT_BYTES * of.left.len() + retained
         };
         let partitions: usize = self.partitions.iter().map(partition).sum();
-        PARTITION_BYTES + self.name.len() + partitions + self.streams.iter().map(stream).sum::<usize>()
+        let operators: usize = self.operators.iter().map(|of| PARTITION_BYTES + of.state.len()).sum();
+        let streams: usize = self.streams.iter().map(stream).sum();
+        PARTITION_BYTES + self.name.len() + partitions + streams + operators
     }
 }

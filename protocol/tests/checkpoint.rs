@@ -68,7 +68,10 @@ fn state() -> State {
     let ticker = retaining("ticker.btc_usdt", last("{\"price\":\"36200.5\"}"));
     let depth = retaining("depth.btc_usdt", book(BOOK));
     let streams = vec![stream(), ticker, depth];
-    let engine = SourceState { name: "engine".into(), partitions: vec![partition(), young], streams };
+    let operators =
+        vec![OperatorState { epoch: Epoch::from_u64(7), route: 9, state: Bytes::from_static(b"any\0bytes") }];
+    let engine =
+        SourceState { name: "engine".into(), partitions: vec![partition(), young], streams, operators };
     State { sources: vec![engine, SourceState { name: "é".into(), ..SourceState::default() }] }
 }
 
@@ -137,7 +140,7 @@ fn each_kind_of_damage_is_told() {
 #[test]
 fn limits_hold_on_both_sides() {
     let with = |partitions, streams| State {
-        sources: vec![SourceState { name: "engine".into(), partitions, streams }],
+        sources: vec![SourceState { name: "engine".into(), partitions, streams, operators: Vec::new() }],
     };
     let too_far = with(vec![PartitionState { next: MAX_SEQUENCE + 2, ..partition() }], vec![]);
     let long: String = "x".repeat(MAX_STATE_NAME_BYTES + 1);
@@ -225,8 +228,13 @@ fn any_source() -> impl Strategy<Value = SourceState> {
             left,
             retained,
         });
-    (".{1,60}", prop::collection::vec(partition, 0..9), prop::collection::vec(stream, 0..9))
-        .prop_map(|(name, partitions, streams)| SourceState { name, partitions, streams })
+    let operator = (any_epoch(), any::<u64>(), prop::collection::vec(any::<u8>(), 0..60))
+        .prop_map(|(epoch, route, state)| OperatorState { epoch, route, state: state.into() });
+    let name = ".{1,60}";
+    let (partitions, streams) = (prop::collection::vec(partition, 0..9), prop::collection::vec(stream, 0..9));
+    (name, partitions, streams, prop::collection::vec(operator, 0..4)).prop_map(
+        |(name, partitions, streams, operators)| SourceState { name, partitions, streams, operators },
+    )
 }
 
 /// What is retained is given to clients: it is looked at when it is read.

@@ -34,7 +34,7 @@ use crate::{
     },
     signing::Signer,
     source::{Record, SourceEvent},
-    transform::{Policies, Transformed},
+    transform::{Made, Policies, Transformed},
 };
 
 /// The longest rest after publishing: a user should not notice it.
@@ -88,7 +88,7 @@ impl Core {
     }
 
     /// Takes up where this peer, or a sibling, was.
-    pub(super) fn restore(&mut self, state: &State, lanes: &[Lane]) {
+    pub(super) fn restore(&mut self, state: &State, lanes: &mut [Lane]) {
         let now = self.now();
         for lane in lanes {
             let Some(source) = state.source(&lane.source) else { continue };
@@ -109,6 +109,7 @@ impl Core {
                     self.replayed(lane.id, &stream.name, stream.last, now);
                 }
             }
+            lane.operators.restore(&source.operators);
             tracing::info!(
                 source = lane.source,
                 partitions = source.partitions.len(),
@@ -142,6 +143,15 @@ impl Core {
     pub(super) fn take(&mut self, lane: &mut Lane, event: SourceEvent) {
         match event {
             SourceEvent::Begin { topic, partition, epoch, position, first, term } => {
+                // Operators go on only where they stand; in another epoch, or after a hole, they begin anew.
+                if self.sequencer.reading(epoch).is_none_or(|reading| reading.next != position) {
+                    let former = |at: &ReadPartition| {
+                        at.source == lane.id && at.topic == topic && at.partition == partition
+                    };
+                    let former = self.partitions.iter().filter(|(_, at)| former(at)).map(|(epoch, _)| *epoch);
+                    former.for_each(|epoch| lane.operators.end(epoch));
+                    lane.operators.begin(epoch, first);
+                }
                 match Sequence::new(position) {
                     Ok(position) => self.sequencer.begin(epoch, position, first),
                     Err(error) => {
@@ -190,7 +200,7 @@ impl Core {
         }
     }
 
-    fn take_record(&mut self, lane: &Lane, record: &Record, now: Moment) {
+    fn take_record(&mut self, lane: &mut Lane, record: &Record, now: Moment) {
         lifecycle!(
             self.lifecycle,
             Lifecycle::KafkaMessage,
@@ -199,16 +209,11 @@ impl Core {
             partition = record.partition,
             position = record.position
         );
-        for outcome in lane.transform.apply(&record.topic, record.key.as_ref(), &record.value) {
-            let outcome = outcome.map_err(|rejected| rejected.to_string()).and_then(|made| {
-                self.sequence(lane, record, made, now).map_err(|refused| refused.to_string())
-            });
-            match outcome {
-                Ok(()) => lane.ingested.inc(),
-                Err(reason) => {
-                    self.metrics.dead_letters.inc();
-                    self.dead_letters.keep(&lane.source, record, &reason);
-                }
+        for outcome in lane.transform.apply(record.into()) {
+            let outcome = outcome.map_err(|rejected| rejected.to_string());
+            if let Err(reason) = outcome.and_then(|made| self.take_made(lane, record, made, now)) {
+                self.metrics.dead_letters.inc();
+                self.dead_letters.keep(&lane.source, record, &reason);
             }
         }
         // Whatever became of it.
@@ -216,6 +221,25 @@ impl Core {
         if let Some(partition) = self.partitions.get_mut(&record.epoch) {
             partition.term = record.term.or(partition.term);
         }
+    }
+
+    /// # Errors
+    /// Why the record is a dead letter.
+    fn take_made(&mut self, lane: &mut Lane, record: &Record, made: Made, now: Moment) -> Result<(), String> {
+        let events = match made {
+            Made::Event(event) => vec![event],
+            Made::Trades { route, trades } => {
+                let taken = lane.operators.take(record.epoch, route, &trades);
+                let (events, late) = taken.map_err(|refused| refused.to_string())?;
+                self.metrics.late.inc_by(late as u64);
+                events
+            }
+        };
+        for event in events {
+            self.sequence(lane, record, event, now).map_err(|refused| refused.to_string())?;
+            lane.ingested.inc();
+        }
+        Ok(())
     }
 
     fn sequence(
@@ -426,8 +450,8 @@ impl Core {
             .iter()
             .map(|lane| SourceState {
                 name: lane.source.clone(),
-                partitions: Vec::new(),
-                streams: Vec::new(),
+                operators: lane.operators.save(),
+                ..SourceState::default()
             })
             .collect();
         for (epoch, reading) in self.sequencer.partitions() {

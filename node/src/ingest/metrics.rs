@@ -11,6 +11,7 @@ pub(super) struct Metrics {
     pub(super) batches: IntCounter,
     pub(super) heads: IntCounter,
     pub(super) dead_letters: IntCounter,
+    pub(super) late: IntCounter,
     pub(super) private: IntCounter,
     pub(super) signed: IntCounter,
     pub(super) replayed: IntCounter,
@@ -38,6 +39,10 @@ impl Metrics {
                 "Heads of silent streams that this peer told the mesh, so that who missed the last event learns of it.",
             ),
             dead_letters: registry.counter("dead_letters_total", "Records that could not become events."),
+            late: registry.counter(
+                "trades_late_total",
+                "Trades that came after their time was over for candles or the ticker, and count for nothing there.",
+            ),
             private: registry.counter(
                 "events_private_total",
                 "Events of private channels: sequenced, never published by gossip.",

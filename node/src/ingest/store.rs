@@ -44,6 +44,8 @@ pub(super) struct Store {
     signer: Arc<Signer>,
     boot: u64,
     private: Arc<HashSet<String>>,
+    /// Channels that operators make: the log does not say again what was told.
+    computed: HashSet<String>,
     status: watch::Sender<Status>,
     partitions: Mutex<HashMap<Epoch, Partition>>,
     /// What a sibling that starts is given: as old as the last checkpoint.
@@ -59,6 +61,7 @@ pub(super) struct StoreParts {
     pub(super) signer: Arc<Signer>,
     pub(super) boot: u64,
     pub(super) private: Arc<HashSet<String>>,
+    pub(super) computed: HashSet<String>,
     pub(super) status: Status,
     pub(super) rescan: Rescan,
 }
@@ -78,7 +81,7 @@ type StreamLook = (usize, Look);
 
 impl Store {
     pub(super) fn new(parts: StoreParts) -> Self {
-        let StoreParts { history, retained, key, signer, boot, private, status, rescan } = parts;
+        let StoreParts { history, retained, key, signer, boot, private, computed, status, rescan } = parts;
         Self {
             history,
             retained,
@@ -86,6 +89,7 @@ impl Store {
             signer,
             boot,
             private,
+            computed,
             status: watch::Sender::new(status),
             partitions: Mutex::default(),
             state: Mutex::default(),
@@ -122,7 +126,12 @@ impl Store {
     fn find(&self, stream: &CursorStream) -> Found {
         let after = self.history.after(&stream.name, stream.after);
         let read_from = |epoch| self.partition(epoch).map(|partition| partition.read_from);
-        history::find(after, stream.after, stream.scanned, read_from)
+        match history::find(after, stream.after, stream.scanned, read_from) {
+            Found::Look(look) if self.computed.contains(stream.name.channel()) => {
+                Found::Lost { oldest: look.oldest }
+            }
+            found => found,
+        }
     }
 
     fn next(self: &Arc<Self>, cursor: &mut FeedCursor) -> Result<FeedStep, Refusal> {

@@ -11,7 +11,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Tiers, core::Core, overview::Overview, warmth::Warmth};
-use crate::{ops::health::Condition, ports::IngestInput, source::SourceEvent, transform::Transform};
+use crate::{
+    ops::health::Condition,
+    ports::IngestInput,
+    source::SourceEvent,
+    transform::{Operators, Transform},
+};
 
 pub(super) struct Worker {
     pub(super) lanes: Vec<Lane>,
@@ -29,6 +34,7 @@ pub(super) struct Lane {
     pub(super) id: SourceId,
     pub(super) source: String,
     pub(super) transform: Transform,
+    pub(super) operators: Operators,
     pub(super) events: mpsc::Receiver<SourceEvent>,
     pub(super) open: bool,
     pub(super) tiers: Tiers,

@@ -6,7 +6,9 @@
 //! The programs come from the operator, the records from outside, and together they must not stop the stream: a program
 //! that takes more than [`MAX_STEPS`] steps on a record is ended, and the record is a dead letter. Filters that depend on
 //! anything but the record (`now`, `env`, `input`, `halt`, `debug`) do not exist here, so that every ingest peer makes
-//! the same of it.
+//! the same of it. Numbers are exact decimals in all that programs do with them: [`exact`].
+
+mod exact;
 
 use std::{
     cell::Cell,
@@ -52,6 +54,10 @@ const REMOVED: &[&str] = &[
 /// What programs see of a record besides its value; [`Input`] has the values in this order.
 const VARIABLES: [&str; 2] = ["$topic", "$key"];
 
+/// The rewritten program is a definition, and what is run calls it.
+const MAIN: &str = "program";
+const CALL: &str = "program($topic; $key)";
+
 /// jaq's own `range` produces any number of outputs in one step; this one takes steps.
 const RANGE: &str = "def range($from; $to; $by): $from |
     def rec: if ($by > 0 and . < $to) or ($by < 0 and . > $to) or ($by == 0 and . != $to)
@@ -67,6 +73,13 @@ pub struct Input {
     variables: Vars<Val>,
 }
 
+impl Input {
+    /// The value as JSON text.
+    pub fn to_json(&self) -> Result<Vec<u8>, JqError> {
+        json_of(&self.value)
+    }
+}
+
 /// Why a program made nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JqError {
@@ -78,6 +91,8 @@ pub enum JqError {
     NoOutput,
     #[error("jq made more than one output")]
     SeveralOutputs,
+    #[error("jq made more than {0} outputs")]
+    TooManyOutputs(usize),
     #[error("jq took more than {MAX_STEPS} steps")]
     Budget,
     #[error("jq made what JSON cannot express: {0}")]
@@ -123,23 +138,32 @@ fn check(value: &[u8]) -> Result<(), String> {
 
 impl Filter {
     pub fn compile(program: &str) -> Result<Self, JqError> {
-        let kept =
-            |def: &Def<&'static str>| !REMOVED.contains(&def.name) && !is_range(def.name, def.args.len());
+        let kept = |name: &str| !REMOVED.contains(&name) && !exact::INEXACT.contains(&name);
         let range = jaq_core::load::parse(RANGE, |parser| parser.defs()).unwrap_or_default();
         let defs = jaq_core::defs().chain(jaq_std::defs()).chain(jaq_json::defs());
-        let mut defs: Vec<_> = defs.filter(kept).collect();
+        let mut defs: Vec<Def<&str>> =
+            defs.filter(|def| kept(def.name) && !is_range(def.name, def.args.len())).collect();
         // A definition sees only those before it: this one goes in front of the first that calls it.
         let at = defs.iter().position(|def| def.name == "range").unwrap_or(defs.len());
         defs.splice(at..at, range);
         let funs = jaq_core::funs().chain(jaq_std::funs()).chain(jaq_json::funs());
-        let funs = funs.filter(|(name, args, _)| !REMOVED.contains(name) && !is_range(name, args.len()));
+        let funs = funs.filter(|(name, args, _)| {
+            kept(name) && !is_range(name, args.len()) && !exact::REPLACED.contains(&name)
+        });
 
         let arena = Arena::default();
+        // Faults are told by the program as it is.
+        let as_it_is = Loader::new(Vec::new()).load(&arena, File { code: program, path: () });
+        as_it_is.map_err(|errors| JqError::Compile(describe_load(&errors)))?;
+        let body = jaq_core::load::parse(program, |parser| parser.term());
+        let body = body.ok_or_else(|| JqError::Compile("a program is one filter, without modules".into()))?;
+        defs.push(Def { name: MAIN, args: VARIABLES.to_vec(), body });
+        let defs = defs.into_iter().map(exact::def);
         let modules = Loader::new(defs)
-            .load(&arena, File { code: program, path: () })
+            .load(&arena, File { code: CALL, path: () })
             .map_err(|errors| JqError::Compile(describe_load(&errors)))?;
         Compiler::default()
-            .with_funs(funs)
+            .with_funs(funs.chain(exact::funs()))
             .with_global_vars(VARIABLES)
             .compile(modules)
             .map(Self)
@@ -157,28 +181,71 @@ impl Filter {
             Val::TStr(bytes) => {
                 Ok(String::from_utf8(bytes.to_vec()).map_err(|error| JqError::NotJson(error.to_string()))?)
             }
-            other => Err(other.to_string().chars().take(64).collect()),
+            other => Err(in_short(&other)),
         })
     }
 
+    /// Runs the program and returns its one output if that is true or false, and its JSON text in short if it is not.
+    pub fn run_to_bool(&self, input: &Input) -> Result<Result<bool, String>, JqError> {
+        Ok(match self.run(input)? {
+            Val::Bool(bool) => Ok(bool),
+            other => Err(in_short(&other)),
+        })
+    }
+
+    /// Runs the program and returns its one output if that is a number or a text, as text, and its JSON text in short if it
+    /// is not.
+    pub fn run_to_number(&self, input: &Input) -> Result<Result<String, String>, JqError> {
+        Ok(match self.run(input)? {
+            Val::TStr(bytes) => String::from_utf8(bytes.to_vec()).map_err(|_| "no text".to_owned()),
+            number @ Val::Num(_) => Ok(number.to_string()),
+            other => Err(in_short(&other)),
+        })
+    }
+
+    /// Runs the program and returns each of its outputs, in the place of the record's value.
+    pub fn run_to_parts(&self, input: &Input, most: usize) -> Result<Vec<Input>, JqError> {
+        let parts = self.outputs(input, most + 1)?;
+        if parts.len() > most {
+            return Err(JqError::TooManyOutputs(most));
+        }
+        let part = |value| Input { value, variables: input.variables.clone() };
+        Ok(parts.into_iter().map(part).collect())
+    }
+
     fn run(&self, input: &Input) -> Result<Val, JqError> {
+        let mut outputs = self.outputs(input, 2)?;
+        match (outputs.pop(), outputs.is_empty()) {
+            (None, _) => Err(JqError::NoOutput),
+            (Some(one), true) => Ok(one),
+            (Some(_), false) => Err(JqError::SeveralOutputs),
+        }
+    }
+
+    /// The first outputs of the program.
+    fn outputs(&self, input: &Input, most: usize) -> Result<Vec<Val>, JqError> {
         let steps = Cell::new(MAX_STEPS);
         let run = || {
             let data = Budget { lut: &self.0.lut, steps: &steps };
-            let mut outputs =
+            let outputs =
                 self.0.id.run((Ctx::<Budgeted>::new(data, input.variables.clone()), input.value.clone()));
-            let first = outputs.next().ok_or(JqError::NoOutput)?;
-            let first = first.map_err(|error| match error.get_err() {
-                Ok(error) => JqError::Run(error.to_string().chars().take(256).collect()),
-                Err(_) => JqError::Run("halt or break outside of its label".into()),
-            })?;
-            if outputs.next().is_some() { Err(JqError::SeveralOutputs) } else { Ok(first) }
+            let output = |output: jaq_core::ValX<'_, Val>| {
+                output.map_err(|error| match error.get_err() {
+                    Ok(error) => JqError::Run(error.to_string().chars().take(256).collect()),
+                    Err(_) => JqError::Run("halt or break outside of its label".into()),
+                })
+            };
+            outputs.take(most).map(output).collect()
         };
         // jaq is safe code over reference counts: unwinding through it frees what it held and leaves nothing broken.
         catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|payload| {
             if payload.is::<OutOfSteps>() { Err(JqError::Budget) } else { resume_unwind(payload) }
         })
     }
+}
+
+fn in_short(value: &Val) -> String {
+    value.to_string().chars().take(64).collect()
 }
 
 fn is_range(name: &str, args: usize) -> bool {

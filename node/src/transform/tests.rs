@@ -2,32 +2,41 @@ use std::collections::HashSet;
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use tickmesh_protocol::policy::ChannelPolicy;
+use tickmesh_protocol::Epoch;
 
 use super::{
-    Rejected, RouteConfig, Transform,
+    Made, Makes, OperatorConfig, Operators, Rejected, RouteConfig, Taken, Transform, Transformed,
     jq::{Filter, Input, JqError, parse},
+    operators::{Kind, candles, ticker},
 };
 
 fn route(channel: &str, key: &str, data: Option<&str>) -> RouteConfig {
-    RouteConfig {
-        source: "engine".into(),
-        topic: "market.*".into(),
-        channel: channel.into(),
-        key: key.into(),
-        data: data.map(str::to_owned),
-        policy: ChannelPolicy::default(),
-    }
+    let makes = data.map_or(Makes::AsItIs, |data| Makes::Data(data.into()));
+    RouteConfig { makes, ..RouteConfig::new("engine", "market.*", channel, key) }
 }
 
 fn transform(routes: &[RouteConfig]) -> Transform {
     Transform::new(routes, None, &HashSet::from(["orders".to_owned()])).unwrap()
 }
 
+/// What a record without a key becomes.
+fn apply(transform: &Transform, topic: &str, value: &Bytes) -> Vec<Result<Made, Rejected>> {
+    transform.apply(Taken { topic, key: None, value, engine_time_us: NOW_MS * 1000 })
+}
+
+const NOW_MS: u64 = 1_724_548_381_000;
+
+fn event(made: Made) -> Transformed {
+    match made {
+        Made::Event(event) => event,
+        Made::Trades { .. } => panic!("trades"),
+    }
+}
+
 fn one(transform: &Transform, topic: &str, value: &str) -> Result<(String, String), Rejected> {
-    let mut outcomes = transform.apply(topic, None, &Bytes::copy_from_slice(value.as_bytes()));
+    let mut outcomes = apply(transform, topic, &Bytes::copy_from_slice(value.as_bytes()));
     assert_eq!(outcomes.len(), 1);
-    let transformed = outcomes.remove(0)?;
+    let transformed = event(outcomes.remove(0)?);
     Ok((transformed.stream.to_string(), String::from_utf8(transformed.data.to_vec()).unwrap()))
 }
 
@@ -81,9 +90,10 @@ fn a_user_is_named_by_the_topic_or_by_the_key_of_a_record() {
     let by_key = RouteConfig { topic: "orders".into(), ..route("orders", "$key", None) };
     let orders = transform(&[by_topic, by_key]);
     let made = |topic: &str, key: Option<&'static [u8]>| {
-        let mut made = orders.apply(topic, key.map(Bytes::from_static).as_ref(), &Bytes::from_static(b"{}"));
+        let (key, value) = (key.map(Bytes::from_static), Bytes::from_static(b"{}"));
+        let mut made = orders.apply(Taken { topic, key: key.as_ref(), value: &value, engine_time_us: 0 });
         assert_eq!(made.len(), 1, "one route takes {topic}");
-        made.remove(0).map(|made| made.stream.to_string())
+        made.remove(0).map(|made| event(made).stream.to_string())
     };
     assert_eq!(made("orders.user123", None).unwrap(), "orders.user123");
     assert_eq!(made("orders.User.1", Some(b"ignored")).unwrap(), "orders.--_55ser_2e1");
@@ -103,7 +113,8 @@ fn a_user_is_named_by_the_topic_or_by_the_key_of_a_record() {
 fn key_and_value_are_one_record_of_bounded_size() {
     let orders = transform(&[route("orders", "$key", None)]);
     let key = Bytes::from(vec![b'a'; super::MAX_RECORD_BYTES - 1]);
-    let made = orders.apply("market.x", Some(&key), &Bytes::from_static(b"{}"));
+    let value = Bytes::from_static(b"{}");
+    let made = orders.apply(Taken { topic: "market.x", key: Some(&key), value: &value, engine_time_us: 0 });
     assert_eq!(made, [Err(Rejected::RecordTooLarge(super::MAX_RECORD_BYTES + 1))]);
 }
 
@@ -128,7 +139,7 @@ fn what_is_not_strict_json_is_refused() {
     }
     let nested = "[".repeat(10_000) + &"]".repeat(10_000);
     assert!(matches!(one(&routed, "market.x", &nested), Err(Rejected::Json(_))));
-    let outcome = routed.apply("market.x", None, &Bytes::from_static(b"\"\xff\""));
+    let outcome = apply(&routed, "market.x", &Bytes::from_static(b"\"\xff\""));
     assert!(matches!(outcome[0], Err(Rejected::Json(_))));
 }
 
@@ -154,11 +165,148 @@ fn failing_programs_say_why() {
     assert!(matches!(run(".a + 1"), Err(JqError::Run(_))));
     assert!(matches!(run("empty"), Err(JqError::NoOutput)));
     assert!(matches!(run("1, 2"), Err(JqError::SeveralOutputs)));
-    assert!(matches!(run("nan"), Err(JqError::NotJson(_))));
+    assert!(matches!(run("1 / 0"), Err(JqError::Run(_))));
     assert!(matches!(run("{(1 | tojson | tobytes): 2}"), Err(JqError::NotJson(_) | JqError::Run(_))));
-    for program in ["{", "no_such_filter", ".a | now", "env", "halt", "input", "debug", "$ENV"] {
+    for program in ["{", "no_such_filter", ".a | now", "env", "halt", "input", "debug", "$ENV", "nan", "sqrt"]
+    {
         assert!(matches!(Filter::compile(program), Err(JqError::Compile(_))), "{program} compiled");
     }
+}
+
+/// What a program makes of a value.
+fn run(program: &str, value: &str) -> Result<String, JqError> {
+    let json = Filter::compile(program).unwrap().run_to_json(&input(value))?;
+    Ok(String::from_utf8(json).unwrap())
+}
+
+#[test]
+fn programs_calculate_exactly() {
+    let trade = r#"{"p":36200.10,"q":0.3,"n":7,"big":9007199254740993.5}"#;
+    for (program, expected) in [
+        (".p + .q", "36200.40"),
+        (".p * .q", "10860.030"),
+        (".p - 36200.1", "0.00"),
+        ("0.1 + 0.2 == 0.3", "true"),
+        (".q / 3", "0.1"),
+        ("1 / 3", "0.3333333333333333333333333333333333"),
+        (".n / 2", "3.5"),
+        (".n / 7", "1"),
+        (".p % 7", "3.10"),
+        ("-.p", "-36200.10"),
+        ("[.p, .q] | add", "36200.40"),
+        (".p += 0.05 | .p", "36200.15"),
+        (".q *= 2 | .q", "0.6"),
+        ("[.p | floor, round, ceil, trunc]", "[36200,36200,36201,36200]"),
+        ("[-1.5 | floor, round, ceil, trunc]", "[-2,-2,-1,-1]"),
+        (".big + 1", "9007199254740994.5"),
+        (".big > 9007199254740993.4", "true"),
+        ("[.p] | map(tostring)", "[\"36200.10\"]"),
+        ("(.p | tojson | fromjson) + 0", "36200.10"),
+        ("\"\\(.p * 2)\"", "\"72400.20\""),
+        ("reduce (.p, .q, 0.7) as $x (0; . + $x)", "36201.10"),
+        ("def double: . + .; .q | double", "0.6"),
+        ("[.p, .q] | map(length)", "[36200.10,0.3]"),
+        ("if .q < 0.30000000000000000001 then 1 else 2 end", "1"),
+        ("{a: (.q - 0.3)} | .a == 0", "true"),
+        // As jq itself: the second operand is the outer one.
+        ("[(1, 2) + (10, 20)]", "[11,12,21,22]"),
+        ("[limit(3; range(0; 1; 0.1))]", "[0,0.1,0.2]"),
+    ] {
+        assert_eq!(run(program, trade).unwrap(), expected, "{program}");
+    }
+    let digits = "1".repeat(400);
+    assert_eq!(run(".", &format!("{digits}.5")).unwrap(), format!("{digits}.5"), "only moved");
+    assert!(matches!(run(". + 1", &format!("{digits}.5")), Err(JqError::Run(_))));
+    let growing = "reduce range(1000) as $i (1.5; . * .)";
+    assert!(matches!(run(growing, "1"), Err(JqError::Run(_))), "no number grows without end");
+}
+
+#[test]
+fn a_record_is_filtered_and_split() {
+    let split = RouteConfig {
+        filter: Some(".kind == \"batch\"".into()),
+        split: Some(".orders[]".into()),
+        ..route("orders", ".user", Some("{id, price}"))
+    };
+    let orders = transform(&[split.clone(), route("raw", "\"all\"", None)]);
+    let record =
+        r#"{"kind":"batch","orders":[{"user":"alice","id":1,"price":1.50},{"user":"bob","id":2,"price":2}]}"#;
+    let made: Vec<_> =
+        apply(&orders, "market.o", &record.into()).into_iter().map(Result::unwrap).map(event).collect();
+    let made: Vec<_> = made.iter().map(|event| (event.stream.as_str(), &event.data[..])).collect();
+    assert_eq!(
+        made,
+        [
+            ("orders.alice", &br#"{"id":1,"price":1.50}"#[..]),
+            ("orders.bob", br#"{"id":2,"price":2}"#),
+            ("raw.all", record.as_bytes()),
+        ]
+    );
+    assert_eq!(
+        apply(&orders, "market.o", &r#"{"kind":"other"}"#.into()).len(),
+        1,
+        "only the second route takes it"
+    );
+    let no_bool = transform(&[RouteConfig { filter: Some(".kind".into()), ..route("raw", "\"a\"", None) }]);
+    let outcome = apply(&no_bool, "market.o", &record.into());
+    assert!(matches!(outcome[..], [Err(Rejected::NoBool { .. })]), "{outcome:?}");
+    let endless = RouteConfig { split: Some(".[]".into()), ..route("raw", "\"a\"", None) };
+    let many = format!("[0{}]", ",0".repeat(super::MAX_PARTS));
+    let outcome = apply(&transform(&[endless]), "market.o", &many.into());
+    assert!(
+        matches!(outcome[..], [Err(Rejected::Jq { part: "split", error: JqError::TooManyOutputs(_) })]),
+        "{outcome:?}"
+    );
+    // A part as it is.
+    let parts = RouteConfig { makes: Makes::AsItIs, ..split };
+    let made = apply(&transform(&[parts]), "market.o", &record.into());
+    assert_eq!(&event(made[1].clone().unwrap()).data[..], br#"{"user":"bob","id":2,"price":2}"#);
+}
+
+fn operator(kind: Kind, time: Option<&str>) -> RouteConfig {
+    let operator =
+        OperatorConfig { kind, price: ".p".into(), quantity: ".q".into(), time: time.map(str::to_owned) };
+    RouteConfig { makes: Makes::Operator(operator), ..route("candles", ".s", None) }
+}
+
+#[test]
+fn operators_take_trades_and_tell_events() {
+    let config =
+        candles::Config { intervals: vec!["1s".parse().unwrap(), "1m".parse().unwrap()], every_ms: 0 };
+    let routes: super::Routes = [
+        operator(Kind::Candles(config), Some(".t")),
+        operator(Kind::Ticker(ticker::Config { every_ms: 0 }), None),
+    ]
+    .into();
+    let (transform, epoch) = (transform(&routes), Epoch::from_u64(7));
+    let mut operators = Operators::new(&routes);
+    operators.begin(epoch, true);
+    let mut take = |value: &str| {
+        let mut told = Vec::new();
+        for made in apply(&transform, "market.t", &value.to_owned().into()) {
+            match made? {
+                Made::Trades { route, trades } => {
+                    told.extend(operators.take(epoch, route, &trades).unwrap().0)
+                }
+                Made::Event(event) => panic!("{event:?}"),
+            }
+        }
+        Ok::<_, Rejected>(told.iter().map(|event| event.stream.to_string()).collect::<Vec<_>>())
+    };
+    let at = |ms: i64| format!(r#"{{"s":"btc","p":"1.50","q":2,"t":{}}}"#, NOW_MS.cast_signed() + ms);
+    assert_eq!(take(&at(0)).unwrap(), ["candles.btc@1s", "candles.btc@1m", "candles.btc"]);
+    // Clocks that are wrong, and what is no trade.
+    for bad in [
+        at(60_001),
+        at(-3_600_001),
+        at(0).replace("1.50", "x"),
+        at(0).replace('2', "null"),
+        at(0).replace("btc", "B!"),
+    ] {
+        assert!(take(&bad).is_err(), "{bad}");
+    }
+    let hidden = r#"{"s":"btc","p":"1.50","q":2,"t":1.5}"#;
+    assert!(matches!(take(hidden), Err(Rejected::NoNumber { part: "time", .. })));
 }
 
 #[test]
@@ -198,8 +346,10 @@ proptest! {
         let key = key.map(Bytes::from);
         let routes = [route("trades", ".s", Some("{a: .a}")), route("orders", "$key", Some("[$topic, $key]"))];
         for transform in [transform(&routes), transform(&[])] {
-            for outcome in transform.apply("market.x", key.as_ref(), &Bytes::from(value.clone())).into_iter().flatten() {
-                prop_assert!(serde_json::from_slice::<serde::de::IgnoredAny>(&outcome.data).is_ok());
+            let value = Bytes::from(value.clone());
+            let taken = Taken { topic: "market.x", key: key.as_ref(), value: &value, engine_time_us: 0 };
+            for outcome in transform.apply(taken).into_iter().flatten() {
+                prop_assert!(serde_json::from_slice::<serde::de::IgnoredAny>(&event(outcome).data).is_ok());
             }
         }
     }

@@ -69,7 +69,9 @@ impl KafkaBroker {
         if let Some(broker) = shared.upgrade() {
             return broker;
         }
-        let run = std::env::var("NEXTEST_RUN_ID").ok();
+        // Repetitions of a run make topics of the same names again.
+        let repetition = std::env::var("NEXTEST_STRESS_CURRENT").unwrap_or_default();
+        let run = std::env::var("NEXTEST_RUN_ID").ok().map(|run| run + &repetition);
         let broker = Arc::new(run.map_or_else(Self::start, |run| Self::of_run(&run)));
         *shared = Arc::downgrade(&broker);
         broker

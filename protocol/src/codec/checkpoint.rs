@@ -2,7 +2,8 @@
 //!
 //! `tickmesh` in ASCII, a version byte of its own, eight bytes (little-endian) that say how long the body is, the body,
 //! and the BLAKE3 hash of all of that. The body is one bincode value after the other, so that a false count claims no
-//! memory: the number of sources; for each its name, its number of partitions and of streams, the partitions, the streams.
+//! memory: the number of sources; for each its name, its numbers of partitions, streams and operators,
+//! the partitions, the streams, the operators.
 
 use std::{fmt::Display, sync::Arc};
 
@@ -15,15 +16,15 @@ use crate::{
     Epoch, Position, Sequence, StreamName,
     book::Book,
     checkpoint::{
-        MAX_STATE_BYTES, MAX_STATE_LEFT_EPOCHS, MAX_STATE_NAME_BYTES, MAX_STATE_SOURCES, PartitionState,
-        Retained, RetainedData, SourceState, State, StreamState,
+        MAX_STATE_BYTES, MAX_STATE_LEFT_EPOCHS, MAX_STATE_NAME_BYTES, MAX_STATE_SOURCES, OperatorState,
+        PartitionState, Retained, RetainedData, SourceState, State, StreamState,
     },
     event::MAX_EVENT_DATA_BYTES,
     position::MAX_SEQUENCE,
 };
 
 /// The version of states that this code writes, and the only one it reads.
-pub const STATE_VERSION: u8 = 2;
+pub const STATE_VERSION: u8 = 3;
 
 const MAGIC: &[u8; 8] = b"tickmesh";
 const HASH_BYTES: usize = blake3::OUT_LEN;
@@ -54,6 +55,14 @@ struct WireSource<'a> {
     name: &'a str,
     partitions: u64,
     streams: u64,
+    operators: u64,
+}
+
+#[derive(Encode, BorrowDecode)]
+struct WireOperator<'a> {
+    epoch: u64,
+    route: u64,
+    state: &'a [u8],
 }
 
 #[derive(Encode, BorrowDecode)]
@@ -93,13 +102,17 @@ pub fn encode_state(state: &State) -> Result<Vec<u8>, StateError> {
     put(&mut bytes, &(state.sources.len() as u64))?;
     for source in &state.sources {
         let (partitions, streams) = (source.partitions.len() as u64, source.streams.len() as u64);
+        let operators = source.operators.len() as u64;
         check_name(&source.name)?;
-        put(&mut bytes, &WireSource { name: &source.name, partitions, streams })?;
+        put(&mut bytes, &WireSource { name: &source.name, partitions, streams, operators })?;
         for partition in &source.partitions {
             put_partition(&mut bytes, partition)?;
         }
         for stream in &source.streams {
             put_stream(&mut bytes, stream)?;
+        }
+        for OperatorState { epoch, route, state } in &source.operators {
+            put(&mut bytes, &WireOperator { epoch: epoch.as_u64(), route: *route, state })?;
         }
     }
     let body = (bytes.len() - HEAD_BYTES) as u64;
@@ -227,7 +240,13 @@ fn source_of(body: &mut Body<'_>) -> Result<SourceState, StateError> {
     check_name(wire.name)?;
     let partitions = body.take_all(wire.partitions, partition_of)?;
     let streams = body.take_all(wire.streams, stream_of)?;
-    Ok(SourceState { name: wire.name.to_owned(), partitions, streams })
+    let operators = body.take_all(wire.operators, operator_of)?;
+    Ok(SourceState { name: wire.name.to_owned(), partitions, streams, operators })
+}
+
+fn operator_of(body: &mut Body<'_>) -> Result<OperatorState, StateError> {
+    let WireOperator { epoch, route, state } = body.take()?;
+    Ok(OperatorState { epoch: Epoch::from_u64(epoch), route, state: Bytes::copy_from_slice(state) })
 }
 
 fn partition_of(body: &mut Body<'_>) -> Result<PartitionState, StateError> {

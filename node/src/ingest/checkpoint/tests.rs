@@ -23,7 +23,7 @@ fn state(next: u64) -> State {
         term: None,
     };
     let partitions = (0..200).map(partition).collect();
-    State { sources: vec![SourceState { name: "engine".into(), partitions, streams: Vec::new() }] }
+    State { sources: vec![SourceState { name: "engine".into(), partitions, ..SourceState::default() }] }
 }
 
 /// How far the file says that the log was read; none without a file. Panics if the file cannot be used.

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     signing::Signer,
     source::Record,
-    transform::{Routes, Transform, jq},
+    transform::{Made, Routes, Transform, jq},
 };
 
 /// Chunks that may wait for the thread; as many as are read at the same time.
@@ -83,7 +83,9 @@ fn events_of(
     }
     let mut events = Vec::with_capacity(records.len());
     for record in records {
-        for made in transform.apply(&record.topic, record.key.as_ref(), &record.value).into_iter().flatten() {
+        for made in transform.apply(record.into()).into_iter().flatten() {
+            // What operators make is not made again: they know what was before.
+            let Made::Event(made) = made else { continue };
             let Ok((sequence, previous)) = sequencer.next(&made.stream, epoch, record.position) else {
                 continue;
             };
