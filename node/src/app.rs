@@ -51,6 +51,8 @@ pub struct Bound {
 
 /// A peer at work.
 pub struct Running {
+    /// Cancelled when a stage has ended.
+    ended: CancellationToken,
     /// Where other peers reach it, with its peer id.
     pub mesh_addrs: Vec<Multiaddr>,
     stages: Stages,
@@ -122,6 +124,7 @@ impl Bound {
         let lifecycle = LifecycleEvents::new(&registry);
         let dead_letters = DeadLetters::default();
         let mut stages = Stages::default();
+        let ended = CancellationToken::new();
 
         let (edge_input, batches) = mpsc::channel(EDGE_INPUT_BATCHES);
         let (ingest_input, inputs) = mpsc::channel(INGEST_INPUTS);
@@ -169,7 +172,7 @@ impl Bound {
         )
         .await
         .context("cannot start the mesh (mesh.listen)")?;
-        stages.mesh = Some(Stage { stop: mesh_stop, task });
+        stages.mesh = Some(Stage { stop: mesh_stop, task: watched(task, &ended) });
 
         if let Some(edge) = edge {
             let stop = CancellationToken::new();
@@ -192,11 +195,11 @@ impl Bound {
                     tracing::error!(%error, "edge ended");
                 }
             });
-            stages.edge = Some(Stage { stop, task });
+            stages.edge = Some(Stage { stop, task: watched(task, &ended) });
         }
 
         if let Some(stage) = ingest {
-            stage.start(&mesh, inputs, siblings, &mut stages).await?;
+            stage.start(&mesh, inputs, siblings, &ended, &mut stages).await?;
         }
 
         let admin = admin::router(config.ops.admin_token, Arc::clone(&authenticator), publishes);
@@ -208,7 +211,7 @@ impl Bound {
         let letters = move || serde_json::json!({ "dead_letters": dead_letters.list() });
         let pages = ops::http::router(registry, health, letters, overview).merge(admin);
         stages.ops = Some(serve_ops(ops, pages)?);
-        Ok(Running { mesh_addrs: mesh.listen_addrs().to_vec(), stages })
+        Ok(Running { ended, mesh_addrs: mesh.listen_addrs().to_vec(), stages })
     }
 }
 
@@ -225,7 +228,23 @@ fn serve_ops(listener: TcpListener, router: Router) -> anyhow::Result<Stage> {
     Ok(Stage { stop, task })
 }
 
+/// Tells when a task has ended, even by a panic.
+fn watched(task: JoinHandle<()>, ended: &CancellationToken) -> JoinHandle<()> {
+    let guard = ended.clone().drop_guard();
+    tokio::spawn(async move {
+        let _guard = guard;
+        if let Err(error) = task.await {
+            tracing::error!(%error, "a stage failed");
+        }
+    })
+}
+
 impl Running {
+    /// Resolves when a stage has ended though nobody asked it to: without it the peer is of no use, and a new start may mend it.
+    pub async fn broken(&self) {
+        self.ended.cancelled().await;
+    }
+
     /// Ends the stages one after the other, in the direction of the data, so that what was read is still delivered.
     pub async fn drain(self) {
         let Stages { sources, ingest, edge, mesh, ops, auth: _auth } = self.stages;

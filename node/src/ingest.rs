@@ -55,7 +55,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::{
     checkpoint::Writer,
@@ -224,6 +224,8 @@ pub struct Start {
     pub outlet: Arc<dyn Outlet>,
     /// Where it is kept how far this peer is.
     pub checkpoint_file: Option<PathBuf>,
+    /// Dropped when the thread ends, even by a panic.
+    pub ended: DropGuard,
 }
 
 /// Makes what feeds are served from.
@@ -367,15 +369,16 @@ impl Opened {
             next_checkpoint: Moment::after(every),
             next_tick: Moment::START,
             key: parts.key,
-            outlet: start.outlet,
+            outlet: Arc::clone(&start.outlet),
             dead_letters: parts.dead_letters,
             lifecycle: parts.lifecycle,
             metrics,
         };
-        if let Some(state) = start.state {
-            core.restore(&state, &mut lanes);
+        if let Some(state) = &start.state {
+            core.restore(state, &mut lanes);
         }
-        Ok(Worker { lanes, next_lane: 0, mesh: start.mesh, mesh_open: true, overlooks, core })
+        let Start { mesh, ended, .. } = start;
+        Ok(Worker { lanes, next_lane: 0, mesh, mesh_open: true, overlooks, core, _ended: ended })
     }
 }
 

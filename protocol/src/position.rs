@@ -74,7 +74,7 @@ impl Epoch {
         Self(u64::from_le_bytes(first))
     }
 
-    pub fn from_u64(id: u64) -> Self {
+    pub const fn from_u64(id: u64) -> Self {
         Self(id)
     }
 

@@ -15,7 +15,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Stage, Stages, connect::MeshOutlet};
+use super::{Stage, Stages, connect::MeshOutlet, watched};
 use crate::{
     config::IngestRole,
     ingest::{self, DeadLetters, Opened, load_checkpoint},
@@ -103,6 +103,7 @@ impl IngestStage {
         mesh: &MeshHandle,
         inputs: mpsc::Receiver<IngestInput>,
         siblings: bool,
+        ended: &CancellationToken,
         stages: &mut Stages,
     ) -> anyhow::Result<()> {
         let mut state = self.checkpoint_file.as_deref().and_then(load_checkpoint).unwrap_or_default();
@@ -122,7 +123,8 @@ impl IngestStage {
                 state.source(&name).map(|source| source.partitions.iter().collect()).unwrap_or_default();
             let (output, received) = mpsc::channel(SOURCE_EVENTS);
             let stop = CancellationToken::new();
-            stages.sources.push(Stage { task: tokio::spawn(source.run(starts, output, stop.clone())), stop });
+            let task = tokio::spawn(source.run(starts, output, stop.clone()));
+            stages.sources.push(Stage { task: watched(task, ended), stop });
             events.push(received);
         }
         let start = ingest::Start {
@@ -131,6 +133,7 @@ impl IngestStage {
             mesh: inputs,
             outlet: Arc::new(MeshOutlet(mesh.clone())),
             checkpoint_file: self.checkpoint_file,
+            ended: ended.clone().drop_guard(),
         };
         let stop = self.stop;
         let thread = self.opened.spawn(start, stop.clone()).context("cannot start the ingest thread")?;

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use axum::Router;
 use tickmesh::{
     app,
@@ -49,7 +49,11 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let running = bound.start(identity, network_key, Router::new()).await?;
     let mesh: Vec<String> = running.mesh_addrs.iter().map(ToString::to_string).collect();
     tracing::info!(node = name, region, %peer, ?mesh, ?edge, %ops, "running");
-    app::asked_to_stop().await;
+    let broken = tokio::select! {
+        () = app::asked_to_stop() => false,
+        () = running.broken() => true,
+    };
     running.drain().await;
+    ensure!(!broken, "a part of this peer ended; what it said of that is in the log");
     Ok(())
 }

@@ -50,7 +50,7 @@ impl Metrics {
             signed: registry
                 .counter("events_signed_total", "Events that were signed for clients, replayed ones included."),
             replayed: registry.counter(
-                "events_replayed_total",
+                "events_restored_total",
                 "Events of records from before this peer's start: for the history, not for gossip.",
             ),
             warm: registry.gauges(

@@ -8,7 +8,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::sleep_until,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{Tiers, core::Core, overview::Overview, warmth::Warmth};
 use crate::{
@@ -27,6 +27,7 @@ pub(super) struct Worker {
     /// Who asks how this peer sees the mesh.
     pub(super) overlooks: mpsc::Receiver<oneshot::Sender<Overview>>,
     pub(super) core: Core,
+    pub(super) _ended: DropGuard,
 }
 
 /// One source, its records on their way to events.

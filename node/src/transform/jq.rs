@@ -148,7 +148,7 @@ impl Filter {
         defs.splice(at..at, range);
         let funs = jaq_core::funs().chain(jaq_std::funs()).chain(jaq_json::funs());
         let funs = funs.filter(|(name, args, _)| {
-            kept(name) && !is_range(name, args.len()) && !exact::REPLACED.contains(&name)
+            kept(name) && !is_range(name, args.len()) && !exact::REPLACED.contains(name)
         });
 
         let arena = Arena::default();

@@ -194,6 +194,7 @@ async fn serve(plan: Plan) -> anyhow::Result<()> {
     tokio::select! {
         () = stop => {}
         _ = demo_ended => {}
+        () = running.broken() => {}
     }
     running.drain().await;
     Ok(())

@@ -225,6 +225,7 @@ impl Peer {
             mesh: inputs,
             outlet: Arc::new(Nobody),
             checkpoint_file: Some(checkpoint.to_owned()),
+            ended: CancellationToken::new().drop_guard(),
         };
         let thread = opened.spawn(start, stop.clone()).unwrap();
         Self { feeds, events, mesh, stop, thread, key }

@@ -101,7 +101,7 @@ pub const REPLACED: &[&str] = &["floor", "round", "ceil", "trunc"];
 const OPERAND: &str = "$=";
 
 /// Rewrites a definition.
-pub fn def<'s>(def: Def<&'s str>) -> Def<&'s str> {
+pub fn def(def: Def<&str>) -> Def<&str> {
     Def { body: term(def.body), ..def }
 }
 
@@ -171,7 +171,7 @@ fn string_part<'s>(part: StrPart<&'s str, Term<&'s str>>) -> StrPart<&'s str, Te
     }
 }
 
-fn pattern<'s>(this: Pattern<&'s str>) -> Pattern<&'s str> {
+fn pattern(this: Pattern<&str>) -> Pattern<&str> {
     match this {
         Pattern::Var(_) => this,
         Pattern::Arr(parts) => Pattern::Arr(parts.into_iter().map(pattern).collect()),
@@ -181,7 +181,7 @@ fn pattern<'s>(this: Pattern<&'s str>) -> Pattern<&'s str> {
     }
 }
 
-fn path_part<'s>(part: Part<Term<&'s str>>) -> Part<Term<&'s str>> {
+fn path_part(part: Part<Term<&str>>) -> Part<Term<&str>> {
     match part {
         Part::Index(of) => Part::Index(term(of)),
         Part::Range(from, until) => Part::Range(from.map(term), until.map(term)),
