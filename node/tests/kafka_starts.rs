@@ -17,7 +17,7 @@ use std::{collections::HashSet, sync::Arc};
 use rdkafka::producer::Producer;
 use support::{
     kafka::{KafkaBroker, KafkaProducer},
-    source::{DEADLINE, Running, assert_complete},
+    source::{DEADLINE, Running},
 };
 use tickmesh::{
     ingest::rescan::{Log, Rescan, RescanError, Wanted},
@@ -91,29 +91,6 @@ async fn reading_goes_on_exactly_where_it_is_told() {
         assert_eq!(same, &*place.0 != "resume.b", "only a topic made anew has another epoch: {place:?}");
     }
     source.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_was_deleted_while_nobody_read_is_told() {
-    let broker = KafkaBroker::shared();
-    broker.create_topic("trimmed", 1).await;
-    let producer = broker.producer();
-    (0..100).for_each(|value| producer.send("trimmed", 0, Some(&value.to_string())));
-    producer.flush();
-    let mut source = Running::start(&broker.bootstrap(), &["trimmed"], "start = 'beginning'");
-    source.ends(1).await;
-    let mut state = source.states.values().next().unwrap().clone();
-    source.stop().await;
-    broker.delete_records("trimmed", 0, 60).await;
-    state.next = 20;
-    let mut source = Running::start_at([&state].into_iter().collect(), &broker.bootstrap(), &["trimmed"], "");
-    source.ends(1).await;
-    assert_eq!(source.begins, [(state.epoch, 60)], "the oldest record, in the same epoch");
-    assert!(source.firsts.is_empty(), "there was something of the epoch before");
-    source.metric("tickmesh_source_positions_lost_total{source=\"engine\"} 1").await;
-    let records = source.stop().await;
-    assert_complete(&records, 60);
-    assert_eq!(records.len(), 40);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,6 +8,7 @@ use tickmesh_protocol::{
     checkpoint::State,
     codec::decode_state,
     feed::{FeedFrame, FeedRequest},
+    policy::Retain,
 };
 use tokio::{
     sync::mpsc,
@@ -24,6 +25,7 @@ use crate::{
     ports::IngestInput,
     signing::Signer,
     source::{Source, Starts, metrics::SourceMetrics},
+    transform::Routes,
 };
 
 /// Groups of records on their way from a source to ingest. A source makes groups of some hundred, so this is enough to
@@ -66,9 +68,13 @@ impl IngestStage {
                 continue;
             }
             let channels = config.channels();
-            let source = config.open(&metrics, shared.health.condition(format!("source {name}")));
+            let routes: Routes = role.routes.iter().filter(|route| route.source == name).cloned().collect();
+            let retains_last =
+                !routes.is_empty() && routes.iter().all(|route| route.policy.retain == Retain::Last);
+            let condition = shared.health.condition(format!("source {name}"));
+            let source = config.open(retains_last, &metrics, condition);
             lanes.push(ingest::Lane {
-                routes: role.routes.iter().filter(|route| route.source == name).cloned().collect(),
+                routes,
                 channels,
                 tiers,
                 reader: source.reader(),

@@ -37,6 +37,9 @@ const START_DEADLINE: Duration = Duration::from_secs(90);
 /// For anything a running broker is asked.
 const DEADLINE: Duration = Duration::from_secs(30);
 
+/// Who may connect to [`KafkaBroker::sasl_bootstrap`]; the password is the same.
+pub const SASL_USER: &str = "tester";
+
 /// Runs a broker until the process of the first argument is gone, and removes the folder of the second then.
 const WHILE_IT_RUNS: &str = "runner=$1 folder=$2; shift 2; \"$@\" & while kill -0 $runner 2>/dev/null; do sleep 1; done; \
                              kill -9 $!; rm -rf \"$folder\"";
@@ -48,6 +51,7 @@ pub struct KafkaBroker {
     _own: Option<tempfile::TempDir>,
     libs: PathBuf,
     port: u16,
+    sasl_port: u16,
     child: Option<Child>,
 }
 
@@ -84,10 +88,11 @@ impl KafkaBroker {
         // Others wait here until it answers.
         let lock = fs::File::create(folder.join("lock")).expect("a lock file");
         lock.lock().expect("the lock");
-        let place = folder.join("port");
-        if let Ok(port) = fs::read_to_string(&place) {
-            let port = port.parse().expect("a port");
-            return Self { directory: folder, _own: None, libs: libs(), port, child: None };
+        let place = folder.join("ports");
+        if let Ok(ports) = fs::read_to_string(&place) {
+            let (port, sasl_port) = ports.split_once(' ').expect("two ports");
+            let (port, sasl_port) = (port.parse().expect("a port"), sasl_port.parse().expect("a port"));
+            return Self { directory: folder, _own: None, libs: libs(), port, sasl_port, child: None };
         }
         let broker = Self::prepare_in(folder, None);
         let kafka = broker.kafka();
@@ -97,7 +102,7 @@ impl KafkaBroker {
         keeper.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut keeper = keeper.spawn().expect("setsid must be installed; ./test sees to it");
         broker.wait_until_it_answers(&mut keeper);
-        fs::write(&place, broker.port.to_string()).expect("the broker's port");
+        fs::write(&place, format!("{} {}", broker.port, broker.sasl_port)).expect("the broker's ports");
         broker
     }
 
@@ -108,16 +113,20 @@ impl KafkaBroker {
     }
 
     fn prepare_in(directory: PathBuf, own: Option<tempfile::TempDir>) -> Self {
-        let (port, controller_port) = free_ports();
+        let [port, controller_port, sasl_port] = free_ports();
         let properties = format!(
             "process.roles=broker,controller\n\
              node.id=1\n\
              controller.quorum.voters=1@127.0.0.1:{controller_port}\n\
-             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}\n\
-             advertised.listeners=PLAINTEXT://127.0.0.1:{port}\n\
+             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port},\
+             SASL_PLAINTEXT://127.0.0.1:{sasl_port}\n\
+             advertised.listeners=PLAINTEXT://127.0.0.1:{port},SASL_PLAINTEXT://127.0.0.1:{sasl_port}\n\
              controller.listener.names=CONTROLLER\n\
              inter.broker.listener.name=PLAINTEXT\n\
-             listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT\n\
+             listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT\n\
+             sasl.enabled.mechanisms=PLAIN\n\
+             listener.name.sasl_plaintext.plain.sasl.jaas.config=\
+             org.apache.kafka.common.security.plain.PlainLoginModule required user_{SASL_USER}=\"{SASL_USER}\";\n\
              log.dirs={}\n\
              auto.create.topics.enable=false\n\
              offsets.topic.replication.factor=1\n\
@@ -131,7 +140,7 @@ impl KafkaBroker {
             directory.join("data").display()
         );
         fs::write(directory.join("server.properties"), properties).expect("server.properties");
-        let broker = Self { directory, _own: own, libs: libs(), port, child: None };
+        let broker = Self { directory, _own: own, libs: libs(), port, sasl_port, child: None };
         broker.format();
         broker
     }
@@ -158,6 +167,11 @@ impl KafkaBroker {
     /// The address for `brokers` and `bootstrap.servers`.
     pub fn bootstrap(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    /// The address where it asks who connects (SASL, PLAIN).
+    pub fn sasl_bootstrap(&self) -> String {
+        format!("127.0.0.1:{}", self.sasl_port)
     }
 
     /// The process of the broker, while it runs.
@@ -350,11 +364,10 @@ fn options() -> AdminOptions {
     AdminOptions::new().request_timeout(Some(DEADLINE)).operation_timeout(Some(DEADLINE))
 }
 
-/// Two ports that nobody uses. Both are held until both are known, so that they differ.
-fn free_ports() -> (u16, u16) {
-    let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    let (one, two) = (bind(), bind());
-    (one.local_addr().unwrap().port(), two.local_addr().unwrap().port())
+/// Ports that nobody uses. All are held until all are known, so that they differ.
+fn free_ports<const COUNT: usize>() -> [u16; COUNT] {
+    let listeners = [(); COUNT].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port"));
+    listeners.map(|listener| listener.local_addr().unwrap().port())
 }
 
 /// Writes records and knows how many the broker has taken.

@@ -1,4 +1,4 @@
-//! A Kafka source that runs in a test, and everything it has said. Self-contained: any integration test may take it in.
+//! A source that runs in a test, and everything it has said. Self-contained: any integration test may take it in.
 
 #![allow(
     clippy::unwrap_used,
@@ -10,6 +10,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -20,7 +21,7 @@ use tickmesh::{
         health::{Health, State},
         metrics::Registry,
     },
-    source::{LogReader, Record, Source, SourceEvent, Starts, kafka::Kafka, metrics::SourceMetrics},
+    source::{Config, LogReader, Record, SourceEvent, Starts, metrics::SourceMetrics},
 };
 use tickmesh_protocol::{Epoch, Sequence, checkpoint::PartitionState};
 use tokio::{sync::mpsc, task::JoinHandle};
@@ -46,22 +47,33 @@ pub struct Running {
 }
 
 impl Running {
+    /// A Kafka source that nothing is known of.
     pub fn start(brokers: &str, topics: &[&str], more: &str) -> Self {
         Self::start_at(Starts::default(), brokers, topics, more)
     }
 
+    /// A Kafka source.
     pub fn start_at(starts: Starts, brokers: &str, topics: &[&str], more: &str) -> Self {
-        let table = format!("brokers = {brokers:?}\ntopics = {topics:?}\n{more}");
+        Self::open(
+            starts,
+            false,
+            &format!("kind = 'kafka'\nbrokers = {brokers:?}\ntopics = {topics:?}\n{more}"),
+        )
+    }
+
+    /// A source of any kind, by the keys of its `[[source]]`.
+    pub fn open(starts: Starts, retains_last: bool, keys: &str) -> Self {
         let faults = Faults::default();
-        let mut section = Section::root(table.parse().unwrap(), faults.clone());
-        let config = tickmesh::source::kafka::Config::read(&mut section);
+        let table = format!("name = 'engine'\n{keys}");
+        let section = Section::root(table.parse().expect("a table"), faults.clone());
+        let config = Config::read(section, Path::new(""));
         assert_eq!(faults.take(), []);
         let (health, registry) = (Health::default(), Registry::new());
         let metrics = SourceMetrics::new(&registry);
-        let source = Kafka::new("engine", config.unwrap(), &metrics, health.condition("source engine"));
+        let source = config.unwrap().open(retains_last, &metrics, health.condition("source engine"));
         let (sender, events) = mpsc::channel(16);
         let (reader, stop) = (source.reader(), CancellationToken::new());
-        let task = tokio::spawn(Box::new(source).run(starts, sender, stop.clone()));
+        let task = tokio::spawn(source.run(starts, sender, stop.clone()));
         Self {
             events,
             reader,
@@ -120,9 +132,8 @@ impl Running {
             SourceEvent::Records(records) => {
                 assert!(!records.is_empty(), "records are never empty");
                 for record in &records {
-                    let place = (record.topic.clone(), record.partition);
-                    let state = self.states.get_mut(&place).expect("a partition begins before its records");
-                    assert_eq!(state.epoch, record.epoch, "the epoch that began last: {record:?}");
+                    let state = self.states.values_mut().find(|state| state.epoch == record.epoch);
+                    let state = state.expect("of the epoch that its partition began last");
                     assert!(state.next <= record.position, "in order: {record:?}");
                     state.next = record.position + 1;
                     state.term = record.term;
@@ -143,6 +154,12 @@ impl Running {
     /// What a peer goes on from that stops now.
     pub fn starts(&self) -> Starts {
         self.states.values().collect()
+    }
+
+    /// What was read of a partition: position and value.
+    pub fn read(&self, partition: u32) -> Vec<(u64, String)> {
+        let of = |record: &Record| (record.position, String::from_utf8(record.value.to_vec()).unwrap());
+        self.records.iter().filter(|record| record.partition == partition).map(of).collect()
     }
 
     /// Waits until this many partitions have been read up to the end of their log.

@@ -1,0 +1,76 @@
+//! One list of behaviours that every kind of source has, against real servers; and with each of them, what clients get when its
+//! server is killed. A new kind of log implements `log::Log` and stands here once more.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "helpers of tests, outside test functions"
+)]
+
+#[path = "sources/behaviours.rs"]
+mod behaviours;
+#[path = "support/client.rs"]
+mod client;
+#[path = "sources/end_to_end.rs"]
+mod end_to_end;
+#[path = "support/kafka.rs"]
+mod kafka;
+#[path = "sources/kafka_log.rs"]
+mod kafka_log;
+#[path = "sources/log.rs"]
+mod log;
+#[path = "support/nats.rs"]
+mod nats;
+#[path = "sources/nats_log.rs"]
+mod nats_log;
+#[path = "support/node.rs"]
+mod node;
+#[path = "support/source.rs"]
+mod source;
+
+use kafka_log::Kafka;
+use log::Log;
+use nats_log::Nats;
+
+async fn started<L: Log>() -> L {
+    let mut log = L::prepare().await;
+    log.start().await;
+    log
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_without_a_fault() {
+    Box::pin(behaviours::without_a_fault(&started::<Kafka>().await)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_with_its_server_killed() {
+    behaviours::a_killed_server_loses_and_doubles_nothing(&mut Kafka::prepare().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kafka_to_clients() {
+    end_to_end::clients_have_exactly_the_log(&mut Kafka::prepare().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nats_without_a_fault() {
+    Box::pin(behaviours::without_a_fault(&started::<Nats>().await)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nats_with_its_server_killed() {
+    behaviours::a_killed_server_loses_and_doubles_nothing(&mut Nats::prepare().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nats_to_clients() {
+    end_to_end::clients_have_exactly_the_log(&mut Nats::prepare().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nats_that_lost_its_end() {
+    behaviours::a_log_that_lost_its_end_is_another_epoch(&mut Nats::prepare().await).await;
+}
