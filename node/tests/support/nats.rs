@@ -47,19 +47,24 @@ impl NatsServer {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let port = listener.local_addr().unwrap().port();
         let server = Self { directory, port, child: None };
-        server.configure("");
+        server.authorize(&format!("authorization {{ users: [{{ user: {USER}, password: {USER} }}] }}"));
+        fs::write(server.password_file(), USER).expect("a password");
         server
     }
 
-    /// Writes the configuration, with more in it. It counts from the next start on.
-    pub fn configure(&self, more: &str) {
-        let text = format!(
-            "listen: 127.0.0.1:{}\njetstream {{ store_dir: {:?} }}\nauthorization {{ users: [{{ user: {USER}, password: {USER} }}] }}\n{more}",
-            self.port,
-            self.store(),
-        );
+    /// Says who is let in, and how, from the next start on.
+    pub fn authorize(&self, authorization: &str) {
+        self.configure(&format!("jetstream {{ store_dir: {:?} }}\n{authorization}\n", self.store()));
+    }
+
+    /// From the next start on there is no JetStream.
+    pub fn without_jetstream(&self) {
+        self.configure("");
+    }
+
+    fn configure(&self, more: &str) {
+        let text = format!("listen: 127.0.0.1:{}\n{more}", self.port);
         fs::write(self.directory.path().join("nats.conf"), text).expect("nats.conf");
-        fs::write(self.password_file(), USER).expect("a password");
     }
 
     pub fn url(&self) -> String {
@@ -87,8 +92,8 @@ impl NatsServer {
         }
     }
 
-    /// Starts the server on its port and store, and waits until it answers.
-    pub async fn restart(&mut self) {
+    /// Starts the server on its port and store, and does not wait until it answers.
+    pub fn spawn(&mut self) {
         assert!(self.child.is_none(), "the server is running already");
         let log = fs::File::options().create(true).append(true).open(self.log()).expect("a log file");
         let child = Command::new("nats-server")
@@ -100,6 +105,11 @@ impl NatsServer {
             .spawn()
             .expect("nats-server must be in the path; ./test sees to it");
         self.child = Some(child);
+    }
+
+    /// Starts the server, and waits until it answers the user of the tests.
+    pub async fn restart(&mut self) {
+        self.spawn();
         let deadline = Instant::now() + START_DEADLINE;
         loop {
             if let Ok(client) = self.options().connect(self.url()).await

@@ -166,7 +166,7 @@ pub(super) async fn stream(jetstream: &Context, name: &str) -> Result<Option<Inf
         Err(error) if is_missing(&error) => Ok(None),
         Err(error) => Err(match error.kind() {
             GetStreamErrorKind::JetStream(error) => Trouble::new("jetstream", error.to_string()),
-            _ => Trouble::request("ask for the stream", error),
+            _ => Trouble::request("ask JetStream for the stream", error),
         }),
     }
 }
