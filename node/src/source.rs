@@ -44,6 +44,7 @@ pub struct Config {
 pub enum Kind {
     Kafka(kafka::Config),
     Nats(nats::Config),
+    NatsCore(nats::CoreConfig),
     Embedded(embedded::Config),
 }
 
@@ -66,10 +67,13 @@ impl Config {
         let kind = match kind.as_deref() {
             Some("kafka") => kafka::Config::read(&mut section).map(Kind::Kafka),
             Some("nats") => nats::Config::read(&mut section, folder).map(Kind::Nats),
+            Some("nats-core") => nats::CoreConfig::read(&mut section, folder).map(Kind::NatsCore),
             Some("embedded") => embedded::Config::read(&mut section).map(Kind::Embedded),
             Some(other) => {
-                section
-                    .fault("kind", format!("{other:?} is no kind of source; known: kafka, nats, embedded"));
+                section.fault(
+                    "kind",
+                    format!("{other:?} is no kind of source; known: kafka, nats, nats-core, embedded"),
+                );
                 // Which other keys are right is not known.
                 return None;
             }
@@ -82,7 +86,7 @@ impl Config {
     /// The channels of the streams in its records, where they pass as they are; `None` if that is known to nobody.
     pub fn channels(&self) -> Option<&'static [&'static str]> {
         match self.kind {
-            Kind::Kafka(_) | Kind::Nats(_) => None,
+            Kind::Kafka(_) | Kind::Nats(_) | Kind::NatsCore(_) => None,
             Kind::Embedded(_) => Some(&embedded::CHANNELS),
         }
     }
@@ -90,7 +94,7 @@ impl Config {
     /// What is done for the clients of one of its own channels, where it knows them.
     pub fn policy(&self, channel: &str) -> Option<ChannelPolicy> {
         match self.kind {
-            Kind::Kafka(_) | Kind::Nats(_) => None,
+            Kind::Kafka(_) | Kind::Nats(_) | Kind::NatsCore(_) => None,
             Kind::Embedded(_) => Some(embedded::policy(channel)),
         }
     }
@@ -103,6 +107,7 @@ impl Config {
             Kind::Nats(config) => {
                 Box::new(nats::Nats::new(&self.name, config, retains_last, metrics, condition))
             }
+            Kind::NatsCore(config) => Box::new(nats::core::Core::new(&self.name, config, metrics, condition)),
             Kind::Embedded(config) => {
                 Box::new(embedded::Embedded::new(&self.name, config, metrics, condition))
             }
@@ -245,7 +250,10 @@ mod tests {
     fn faults_are_told() {
         let (config, faults) = read("name = 'A b'\nkind = 'pulsar'");
         assert!(config.is_none());
-        assert!(faults.contains("name: ") && faults.contains("known: kafka, nats, embedded"), "{faults}");
+        assert!(
+            faults.contains("name: ") && faults.contains("known: kafka, nats, nats-core, embedded"),
+            "{faults}"
+        );
         let (config, faults) = read("brokers = 'a:1'");
         assert!(config.is_none());
         assert!(faults.contains("name: is missing") && faults.contains("kind: is missing"), "{faults}");

@@ -12,14 +12,18 @@ mod nats;
 #[path = "support/source.rs"]
 mod source;
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use async_nats::{
     HeaderMap,
     jetstream::{Context, stream},
 };
 use nats::{NatsServer, USER};
-use source::Running;
+use source::{DEADLINE, Running};
 use tickmesh::source::{ReadError, Starts};
 
 const NKEY: &str = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4";
@@ -278,5 +282,107 @@ async fn what_the_server_does_not_allow_is_told() {
     server.spawn();
     let source = Running::open(Starts::default(), false, &keys(&server, ""));
     source.waiting("cannot ask JetStream for the stream").await;
+    source.stop().await;
+}
+
+/// Publishes again and again, since nobody may listen yet, until it has come.
+async fn publish_until_heard(
+    server: &NatsServer,
+    subject: &'static str,
+    value: &'static str,
+    source: &mut Running,
+) {
+    let client = server.client().await;
+    let heard = |source: &Running| source.read(0).last().is_some_and(|last| last.1 == value);
+    let deadline = Instant::now() + DEADLINE;
+    while !heard(source) {
+        assert!(Instant::now() < deadline, "{value} does not come; begins {:?}", source.begins);
+        client.publish(subject, value.into()).await.unwrap();
+        // Not in time: once more.
+        let _ = tokio::time::timeout(Duration::from_millis(200), source.until(value, heard)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn core_nats_tells_that_it_keeps_nothing() {
+    let mut server = NatsServer::start().await;
+    let file = server.password_file();
+    let keys = format!(
+        "kind = 'nats-core'\nurl = {:?}\nsubject = 'm.>'\nuser = {USER:?}\npassword_file = {file:?}",
+        server.url()
+    );
+    let mut source = Running::open(Starts::default(), false, &keys);
+    source.ends(1).await;
+    source.ready().await;
+    let client = server.client().await;
+    for n in 0..100 {
+        client.publish(format!("m.{}", n % 3), n.to_string().into()).await.unwrap();
+    }
+    source.records(100).await;
+    assert_eq!(source.read(0), (0..100).map(|n| (n, n.to_string())).collect::<Vec<_>>());
+    assert_eq!(&*source.records[5].topic, "m.2");
+    let (epoch, topic) = (source.begins[0].0, &*source.states.values().next().unwrap().topic.clone());
+    let gone = source.reader.read(topic, 0, 3, 50).await.unwrap_err();
+    assert_eq!(gone, ReadError::Trimmed { topic: topic.to_owned(), partition: 0, from: 3, oldest: 100 });
+    assert_eq!(source.reader.read(topic, 0, 100, 150).await.unwrap().until, 100);
+
+    server.kill();
+    source.waiting("nats 127.0.0.1").await;
+    server.restart().await;
+    source.ends(2).await;
+    assert_eq!(source.begins[1], (epoch, 101), "behind a gap, since nobody knows what was published");
+    publish_until_heard(&server, "m.0", "after", &mut source).await;
+    assert_eq!(source.read(0)[100], (101, "after".to_owned()));
+    source.metric("tickmesh_source_positions_lost_total{source=\"engine\"} 1").await;
+    let starts = source.starts();
+    assert!(source.firsts.is_empty());
+    source.stop().await;
+    let mut again = Running::open(starts, false, &keys);
+    again.ends(1).await;
+    assert!(
+        again.begins[0].0 != epoch && again.begins[0].1 == 0,
+        "another run, another epoch: {:?}",
+        again.begins
+    );
+    again.stop().await;
+
+    server.kill();
+    server.authorize(&format!(
+        "authorization {{ users: [{{ user: {USER}, password: {USER}, permissions: {{ subscribe: [\"_INBOX.>\"] }} }}] }}"
+    ));
+    server.spawn();
+    let deaf = Running::open(Starts::default(), false, &keys);
+    deaf.waiting("the server says: Permissions Violation for Subscription to \"m.>\"").await;
+    deaf.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn core_nats_tells_what_a_slow_ingest_missed() {
+    const MESSAGES: u64 = 60_000;
+    let server = NatsServer::start().await;
+    let file = server.password_file();
+    let keys = format!(
+        "kind = 'nats-core'\nurl = {:?}\nsubject = 'm'\nuser = {USER:?}\npassword_file = {file:?}",
+        server.url()
+    );
+    let mut source = Running::open(Starts::default(), false, &keys);
+    source.ends(1).await;
+    let client = server.client().await;
+    // Nobody takes events: the channel fills, then what the connection holds.
+    for n in 0..MESSAGES {
+        client.publish("m", n.to_string().into()).await.unwrap();
+    }
+    client.flush().await.unwrap();
+    source.until("it goes on behind a gap", |source| source.begins.len() > 1).await;
+    publish_until_heard(&server, "m", "last", &mut source).await;
+    for pair in source.read(0).windows(2) {
+        let (before, after) = (&pair[0], &pair[1]);
+        let linked = before.0 + 1 == after.0;
+        let values = before.1.parse::<u64>().ok().zip(after.1.parse::<u64>().ok());
+        if let Some((before, after)) = values {
+            assert_eq!(linked, before + 1 == after, "what is missing is told, and nothing else");
+        }
+        assert!(linked || source.begins.iter().any(|begin| begin.1 == after.0), "{pair:?}");
+    }
     source.stop().await;
 }

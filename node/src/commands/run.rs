@@ -25,7 +25,8 @@ pub struct Run {
 impl Run {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let config = Config::load(&self.config)?;
-        ops::log::start(config.ops.log_format, "info");
+        // What NATS' client says of its connections the source says itself, once, as a condition.
+        ops::log::start(config.ops.log_format, "info,async_nats=off");
         super::runtime()?.block_on(run(config))?;
         Ok(ExitCode::SUCCESS)
     }

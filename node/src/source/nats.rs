@@ -1,4 +1,4 @@
-//! NATS JetStream as a source.
+//! NATS JetStream as a source; core NATS, which keeps nothing, is in `nats/core.rs`.
 //!
 //! A stream is one log of one partition, read by every ingest peer with a consumer of its own that the server forgets. The
 //! position of a record is the stream's sequence, its topic is the message's subject. What else becomes of the numbers is told in
@@ -14,6 +14,7 @@
 //! cannot be read again, so it is read only where all routes of the source retain the last event.
 
 mod config;
+pub mod core;
 mod link;
 mod numbering;
 mod reading;
@@ -28,7 +29,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
-    config::{Access, Config, Login},
+    config::{Access, Config, CoreConfig, Login},
     reread::MAX_READ_POSITIONS,
 };
 use self::{
@@ -71,13 +72,7 @@ impl Nats {
         metrics: &SourceMetrics,
         condition: Condition,
     ) -> Self {
-        let status = Arc::new(Status {
-            source: name.to_owned(),
-            servers: config.access.servers(),
-            figures: metrics.of(name),
-            condition,
-            generation: Mutex::default(),
-        });
+        let status = Arc::new(Status::new(name, &config.access, metrics, condition));
         let reader = Arc::new(Reader::new(config.clone(), status.clone()));
         Self { config, retains_last, status, reader }
     }
@@ -105,6 +100,17 @@ impl Source for Nats {
 }
 
 impl Status {
+    fn new(name: &str, access: &Access, metrics: &SourceMetrics, condition: Condition) -> Self {
+        let (source, servers) = (name.to_owned(), access.servers());
+        Self { source, servers, figures: metrics.of(name), condition, generation: Mutex::default() }
+    }
+
+    fn reading(&self) {
+        self.figures.brokers_up.set(1);
+        self.figures.partitions.set(1);
+        self.condition.ready();
+    }
+
     fn waiting(&self, reason: &str) {
         self.condition.waiting(format!("nats {}: {reason}", self.servers));
         self.figures.brokers_up.set(0);

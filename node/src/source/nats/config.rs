@@ -1,4 +1,4 @@
-//! The `[[source]]` table with `kind = "nats"`.
+//! The `[[source]]` tables with `kind = "nats"` and `kind = "nats-core"`.
 
 use std::path::{Path, PathBuf};
 
@@ -23,6 +23,14 @@ pub struct Config {
     /// A header of messages that holds the engine's time in microseconds since 1970. Without it, or where it is missing, the time
     /// counts when the server stored the message.
     pub time_header: Option<String>,
+}
+
+/// What a source of core NATS listens to, and where.
+#[derive(Clone, Debug)]
+pub struct CoreConfig {
+    pub access: Access,
+    /// One: of several that overlap a message would come twice.
+    pub subject: String,
 }
 
 /// How to reach a server, and as whom. Secrets are in files alone, which are read at each connection.
@@ -73,7 +81,7 @@ impl Config {
             }
             good
         });
-        let subjects = read_subjects(section, false);
+        let subjects = read_subjects(section);
         let start = section.or("start", Start::default());
         let time_header: Option<String> = section.optional("time_header");
         let time_header = time_header.filter(|name| {
@@ -87,8 +95,19 @@ impl Config {
     }
 }
 
+impl CoreConfig {
+    /// Reads the keys of a source with `kind = "nats-core"`; files are relative to `folder`. `None` if a fault makes it useless; every
+    /// fault is noted.
+    pub fn read(section: &mut Section, folder: &Path) -> Option<Self> {
+        let access = Access::read(section, folder);
+        let subject: Option<String> = section.required("subject");
+        let subject = subject.filter(|subject| check_subject(section, "subject", subject));
+        Some(Self { access: access?, subject: subject? })
+    }
+}
+
 impl Access {
-    pub(super) fn read(section: &mut Section, folder: &Path) -> Option<Self> {
+    fn read(section: &mut Section, folder: &Path) -> Option<Self> {
         let urls = read_urls(section);
         let login = read_login(section, folder);
         let ca_file: Option<PathBuf> = section.optional("ca_file");
@@ -155,21 +174,23 @@ fn read_login(section: &mut Section, folder: &Path) -> Option<Option<Login>> {
     Some(login)
 }
 
-pub(super) fn read_subjects(section: &mut Section, required: bool) -> Option<Vec<String>> {
-    let subjects: Vec<String> =
-        if required { section.required("subjects")? } else { section.or("subjects", Vec::new()) };
-    if (required && subjects.is_empty()) || subjects.len() > MAX_LISTED {
-        section.fault("subjects", format!("list one to {MAX_LISTED} subjects"));
+fn read_subjects(section: &mut Section) -> Option<Vec<String>> {
+    let subjects: Vec<String> = section.or("subjects", Vec::new());
+    if subjects.len() > MAX_LISTED {
+        section.fault("subjects", format!("at most {MAX_LISTED}"));
         return None;
     }
-    let bad: Vec<_> = subjects.iter().filter(|subject| !is_subject(subject)).collect();
-    for subject in &bad {
-        section.fault(
-            "subjects",
-            format!("{subject:?} is no subject; write orders.*, or orders.> for all below it"),
-        );
+    let good = subjects.iter().filter(|subject| check_subject(section, "subjects", subject)).count();
+    (good == subjects.len()).then_some(subjects)
+}
+
+fn check_subject(section: &Section, key: &str, subject: &str) -> bool {
+    let good = is_subject(subject);
+    if !good {
+        section
+            .fault(key, format!("{subject:?} is no subject; write orders.*, or orders.> for all below it"));
     }
-    bad.is_empty().then_some(subjects)
+    good
 }
 
 fn is_subject(text: &str) -> bool {
@@ -235,5 +256,16 @@ mod tests {
         assert!(!all.contains("secret"), "{all}");
         let (config, faults) = read("url = 'nats://a'\nstream = 'M'\ntoken_file = 't'\nnkey_file = 'n'");
         assert!(config.is_none() && faults.join("").contains("at most"), "{faults:?}");
+    }
+    #[test]
+    fn core_nats_has_one_subject_and_no_stream() {
+        let read = |text| read_text(text, |section| CoreConfig::read(section, Path::new("")));
+        let (config, faults) = read("url = 'nats://a'\nsubject = 'market.>'");
+        assert_eq!((config.map(|config| config.subject), faults), (Some("market.>".to_owned()), Vec::new()));
+        let (config, faults) = read("url = 'nats://a'\nsubject = 'a b'\nstream = 'M'\nstart = 'beginning'");
+        assert!(config.is_none());
+        for part in ["subject: \"a b\"", "stream: no such key", "start: no such key"] {
+            assert!(faults.iter().any(|fault| fault.contains(part)), "no word about {part} in {faults:?}");
+        }
     }
 }

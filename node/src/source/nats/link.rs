@@ -3,7 +3,6 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -29,8 +28,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often the client asks whether the server is still there; two questions without an answer end the connection.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
-/// Messages that a connection holds for the reader. Pull requests bound them before that.
-pub(super) const BUFFERED_MESSAGES: usize = 4096;
 /// Most bytes of a file with credentials; those that `nsc` makes have about one thousand.
 const MAX_CREDENTIALS_BYTES: usize = 64 * 1024;
 /// How long the server keeps a consumer that nobody asks anything: longer than ingest may be slow, and not for ever.
@@ -39,6 +36,9 @@ const CONSUMER_KEPT: Duration = Duration::from_secs(60);
 const AHEAD_BYTES: usize = 64 * 1024 * 1024;
 /// Most messages asked for ahead: some milliseconds of the fastest stream.
 const AHEAD_MESSAGES: usize = 1024;
+/// Messages that a connection may hold for its reader. The client would drop what is above, and say so too late; so this is never
+/// reached: who reads bounds what comes.
+const HELD_MESSAGES: usize = u32::MAX as usize;
 
 /// Why something did not work. The source tries again.
 #[derive(Clone, Debug)]
@@ -65,7 +65,7 @@ pub(super) struct Link {
     pub(super) jetstream: Context,
     lost: watch::Receiver<bool>,
     /// What the server complained of last: requests that are not allowed are not answered, but told here.
-    said: Arc<Mutex<Option<String>>>,
+    said: watch::Sender<Option<String>>,
 }
 
 impl Link {
@@ -73,24 +73,23 @@ impl Link {
     pub(super) async fn connect(access: &Access, status: &Status, purpose: &str) -> Result<Self, Trouble> {
         let options = login(access).await?;
         let (tell, lost) = watch::channel(false);
-        let said = Arc::new(Mutex::new(None));
+        let said = watch::Sender::new(None);
         let heard = said.clone();
         let options = options
             .name(format!("tickmesh-{}-{purpose}", status.source))
             .connection_timeout(CONNECT_TIMEOUT)
             .request_timeout(Some(REQUEST_TIMEOUT))
             .ping_interval(PING_INTERVAL)
-            .subscription_capacity(BUFFERED_MESSAGES)
+            .subscription_capacity(HELD_MESSAGES)
             // Each address once; then whoever holds the connection begins anew.
             .max_reconnects(access.urls.len())
             .ignore_discovered_servers()
             .event_callback(move |event| {
                 match event {
                     Event::ServerError(ServerError::Other(text)) => {
-                        *heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
+                        heard.send_replace(Some(text));
                     }
-                    // What a subscription could not hold is lost like the connection.
-                    Event::Disconnected | Event::Closed | Event::SlowConsumer(_) => {
+                    Event::Disconnected | Event::Closed => {
                         tell.send_replace(true);
                     }
                     _ => {}
@@ -116,9 +115,16 @@ impl Link {
         self.explain(Trouble::new("lost", "the connection is lost"))
     }
 
+    /// Waits until the server complains of something.
+    pub(super) async fn complained(&self) -> Trouble {
+        // The sender is this very link's.
+        let _ = self.said.subscribe().wait_for(Option::is_some).await;
+        self.explain(Trouble::new("refused", "the subscription is not what it should be"))
+    }
+
     /// Adds what the server complained of meanwhile.
     pub(super) fn explain(&self, mut trouble: Trouble) -> Trouble {
-        if let Some(said) = self.said.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(said) = self.said.send_replace(None) {
             trouble.reason = format!("{}; the server says: {said}", trouble.reason);
         }
         trouble

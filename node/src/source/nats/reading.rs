@@ -154,9 +154,7 @@ impl Reading {
         }
         let pending = consumer.cached_info().num_pending;
         let mut session = Session { link, consumer, compacted, consumes: 1, stalled: false };
-        self.status.figures.brokers_up.set(1);
-        self.status.figures.partitions.set(1);
-        self.status.condition.ready();
+        self.status.reading();
         self.show_lag(pending);
         if pending == 0 {
             self.reach(0).await?;
