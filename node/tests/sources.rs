@@ -34,15 +34,9 @@ use kafka_log::Kafka;
 use log::Log;
 use nats_log::Nats;
 
-async fn started<L: Log>() -> L {
-    let mut log = L::prepare().await;
-    log.start().await;
-    log
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn kafka_without_a_fault() {
-    Box::pin(behaviours::without_a_fault(&started::<Kafka>().await)).await;
+    Box::pin(behaviours::without_a_fault(&Kafka::shared().await)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -57,7 +51,7 @@ async fn kafka_to_clients() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nats_without_a_fault() {
-    Box::pin(behaviours::without_a_fault(&started::<Nats>().await)).await;
+    Box::pin(behaviours::without_a_fault(&Nats::shared().await)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -54,7 +54,7 @@ pub async fn without_a_fault<L: Log>(log: &L) {
 }
 
 async fn reads_again_what_it_read<L: Log>(log: &L) {
-    let name = "again";
+    let name = "suite-again";
     let partitions = L::PARTITIONS as usize;
     log.create(name).await;
     append_all(log, name, 0..50).await;
@@ -104,7 +104,7 @@ async fn reads_again_what_it_read<L: Log>(log: &L) {
 }
 
 async fn goes_on_where_it_is_told<L: Log>(log: &L) {
-    let name = "onward";
+    let name = "suite-onward";
     let partitions = L::PARTITIONS as usize;
     log.create(name).await;
     let mut source = open::<L>(Starts::default(), "beginning", &log.keys(name));
@@ -132,7 +132,7 @@ async fn goes_on_where_it_is_told<L: Log>(log: &L) {
 }
 
 async fn waits_for_a_log<L: Log>(log: &L) {
-    let name = "later";
+    let name = "suite-later";
     let mut source = open::<L>(Starts::default(), "end", &log.keys(name));
     source.waiting(L::MISSING).await;
     log.create(name).await;
@@ -144,7 +144,7 @@ async fn waits_for_a_log<L: Log>(log: &L) {
 }
 
 async fn tells_what_was_deleted<L: Log>(log: &L) {
-    let name = "trimmed";
+    let name = "suite-trimmed";
     log.create(name).await;
     log.append(name, 0, &values(0, 0..100)).await;
     let mut source = open::<L>(Starts::default(), "beginning", &log.keys(name));
@@ -172,7 +172,7 @@ async fn tells_what_was_deleted<L: Log>(log: &L) {
 }
 
 async fn a_log_made_again_is_another_epoch<L: Log>(log: &L) {
-    let name = "phoenix";
+    let name = "suite-phoenix";
     let partitions = L::PARTITIONS as usize;
     log.create(name).await;
     let mut source = open::<L>(Starts::default(), "end", &log.keys(name));
@@ -210,7 +210,7 @@ async fn a_log_made_again_is_another_epoch<L: Log>(log: &L) {
 
 async fn a_stop_ends_it<L: Log>(log: &L) {
     const RECORDS: u32 = 20_000;
-    let name = "flood";
+    let name = "suite-flood";
     log.create(name).await;
     log.append(name, 0, &values(0, 0..RECORDS)).await;
     let mut source = open::<L>(Starts::default(), "beginning", &log.keys(name));
@@ -231,7 +231,7 @@ async fn a_stop_ends_it<L: Log>(log: &L) {
 }
 
 async fn tells_wrong_credentials<L: Log>(log: &L) {
-    let name = "secret";
+    let name = "suite-secret";
     log.create(name).await;
     append_all(log, name, 0..5).await;
     let source = open::<L>(Starts::default(), "beginning", &log.wrong_keys(name));
@@ -258,7 +258,7 @@ async fn tells_a_wrong_address<L: Log>(log: &L) {
 /// The server is down at first, then up, then killed under load in the middle of a batch, and started again.
 pub async fn a_killed_server_loses_and_doubles_nothing<L: Log>(log: &mut L) {
     const BATCH: u32 = 2000;
-    let name = "market";
+    let name = "suite-market";
     let partitions = L::PARTITIONS as usize;
     let mut source = open::<L>(Starts::default(), "beginning", &log.keys(name));
     source.waiting(&format!("{} ", L::KIND)).await;
@@ -302,7 +302,7 @@ pub async fn a_killed_server_loses_and_doubles_nothing<L: Log>(log: &mut L) {
 
 /// The server comes back with less than was read, and gives the same positions to other records.
 pub async fn a_log_that_lost_its_end_is_another_epoch<L: Restorable>(log: &mut L) {
-    let name = "fragile";
+    let name = "suite-fragile";
     log.start().await;
     log.create(name).await;
     log.append(name, 0, &values(0, 0..50)).await;

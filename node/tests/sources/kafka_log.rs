@@ -1,6 +1,6 @@
 //! Apache Kafka as one of the logs.
 
-use std::fmt::Write;
+use std::{fmt::Write, sync::Arc};
 
 use rdkafka::{
     Message as _, Offset, TopicPartitionList,
@@ -13,7 +13,7 @@ use crate::{
     source::DEADLINE,
 };
 
-pub struct Kafka(KafkaBroker);
+pub struct Kafka(Arc<KafkaBroker>);
 
 impl Log for Kafka {
     const KIND: &'static str = "kafka";
@@ -23,15 +23,19 @@ impl Log for Kafka {
     const MISSING: &'static str = "no topic matches";
 
     async fn prepare() -> Self {
-        Self(KafkaBroker::prepare())
+        Self(Arc::new(KafkaBroker::prepare()))
+    }
+
+    async fn shared() -> Self {
+        Self(KafkaBroker::shared())
     }
 
     async fn start(&mut self) {
-        self.0.restart();
+        self.own().restart();
     }
 
     fn kill(&mut self) {
-        self.0.kill();
+        self.own().kill();
     }
 
     async fn create(&self, name: &str) {
@@ -91,6 +95,10 @@ impl Log for Kafka {
 }
 
 impl Kafka {
+    fn own(&mut self) -> &mut KafkaBroker {
+        Arc::get_mut(&mut self.0).expect("it serves nobody else")
+    }
+
     fn reader(&self) -> BaseConsumer {
         self.0.client().set("group.id", "contents").create().unwrap()
     }

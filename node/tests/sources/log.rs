@@ -10,6 +10,12 @@ pub trait Log: Sized {
 
     /// Chooses addresses and folders; the server is down.
     async fn prepare() -> Self;
+    /// A server that is up and stays alive. Where a start takes long it serves other tests as well, which have other names.
+    async fn shared() -> Self {
+        let mut log = Self::prepare().await;
+        log.start().await;
+        log
+    }
     /// Starts the server on its address and with what it has stored, and waits until it answers.
     async fn start(&mut self);
     /// Ends the server at once, as SIGKILL does.
