@@ -175,7 +175,7 @@ impl Config {
         let checkpoint_file = data_dir.join(format!("{}.checkpoint", name.as_deref().unwrap_or_default()));
         let ingest = roles
             .contains("ingest")
-            .then(|| read_ingest(&mut root, checkpoint_file, &private))
+            .then(|| read_ingest(&mut root, folder, checkpoint_file, &private))
             .or_else(|| {
                 for key in ["ingest", "source", "route"] {
                     unused::<()>(&mut root, key, "ingest");
@@ -238,14 +238,19 @@ fn unused<T>(root: &mut Section, key: &'static str, role: &str) -> Option<T> {
     None
 }
 
-fn read_ingest(root: &mut Section, checkpoint_file: PathBuf, private: &HashSet<String>) -> IngestRole {
+fn read_ingest(
+    root: &mut Section,
+    folder: &Path,
+    checkpoint_file: PathBuf,
+    private: &HashSet<String>,
+) -> IngestRole {
     let ingest = read_section(root, "ingest", ingest::Config::read);
     let sources: Vec<_> = root
         .sections("source")
         .into_iter()
         .filter_map(|mut section| {
             let tiers = ingest::Tiers::read(&mut section);
-            source::Config::read(section).map(|source| SourceRole { source, tiers })
+            source::Config::read(section, folder).map(|source| SourceRole { source, tiers })
         })
         .collect();
     if sources.is_empty() {

@@ -12,10 +12,11 @@
 pub mod embedded;
 pub mod kafka;
 pub mod metrics;
+pub mod redis;
 
 mod starts;
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -24,11 +25,14 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use self::metrics::SourceMetrics;
-pub use self::starts::{Place, Starts};
+pub use self::starts::{Place, Start, Starts};
 use crate::{config::reader::Section, ops::health::Condition};
 
 /// Largest record that is taken from a log, in bytes; larger ones are dead letters.
 pub const MAX_RECORD_BYTES: usize = 1024 * 1024;
+
+/// Positions of ranges that are read again, where every position may hold a record; the smallest holds eight of the largest.
+const STEPS: [u64; 4] = [4096, 512, 64, 8];
 
 /// One `[[source]]` of the configuration.
 #[derive(Clone, Debug)]
@@ -42,12 +46,14 @@ pub struct Config {
 #[derive(Clone, Debug)]
 pub enum Kind {
     Kafka(kafka::Config),
+    Redis(redis::Config),
     Embedded(embedded::Config),
 }
 
 impl Config {
-    /// Reads and ends a `[[source]]` table. `None` if a fault makes it useless; every fault is noted.
-    pub fn read(mut section: Section) -> Option<Self> {
+    /// Reads and ends a `[[source]]` table; files are relative to `folder`. `None` if a fault makes it useless; every fault is
+    /// noted.
+    pub fn read(mut section: Section, folder: &Path) -> Option<Self> {
         let name: Option<String> = section.required("name").filter(|name: &String| {
             // It stands in metric labels, thread names and client ids.
             let good = is_part(name) && name.len() <= MAX_SOURCE_NAME_BYTES;
@@ -62,9 +68,11 @@ impl Config {
         let kind: Option<String> = section.required("kind");
         let kind = match kind.as_deref() {
             Some("kafka") => kafka::Config::read(&mut section).map(Kind::Kafka),
+            Some("redis") => redis::Config::read(&mut section, folder).map(Kind::Redis),
             Some("embedded") => embedded::Config::read(&mut section).map(Kind::Embedded),
             Some(other) => {
-                section.fault("kind", format!("{other:?} is no kind of source; known: kafka, embedded"));
+                section
+                    .fault("kind", format!("{other:?} is no kind of source; known: kafka, redis, embedded"));
                 // Which other keys are right is not known.
                 return None;
             }
@@ -77,7 +85,7 @@ impl Config {
     /// The channels of the streams in its records, where they pass as they are; `None` if that is known to nobody.
     pub fn channels(&self) -> Option<&'static [&'static str]> {
         match self.kind {
-            Kind::Kafka(_) => None,
+            Kind::Kafka(_) | Kind::Redis(_) => None,
             Kind::Embedded(_) => Some(&embedded::CHANNELS),
         }
     }
@@ -85,7 +93,7 @@ impl Config {
     /// What is done for the clients of one of its own channels, where it knows them.
     pub fn policy(&self, channel: &str) -> Option<ChannelPolicy> {
         match self.kind {
-            Kind::Kafka(_) => None,
+            Kind::Kafka(_) | Kind::Redis(_) => None,
             Kind::Embedded(_) => Some(embedded::policy(channel)),
         }
     }
@@ -94,6 +102,7 @@ impl Config {
     pub fn open(self, metrics: &SourceMetrics, condition: Condition) -> Box<dyn Source> {
         match self.kind {
             Kind::Kafka(config) => Box::new(kafka::Kafka::new(&self.name, config, metrics, condition)),
+            Kind::Redis(config) => Box::new(redis::Redis::new(&self.name, config, metrics, condition)),
             Kind::Embedded(config) => {
                 Box::new(embedded::Embedded::new(&self.name, config, metrics, condition))
             }
@@ -104,15 +113,15 @@ impl Config {
 /// One record of a log.
 #[derive(Clone, Debug)]
 pub struct Record {
-    /// The log's own name for where it came from: a Kafka topic.
+    /// The log's own name for where it came from: a Kafka topic, a key of Redis.
     pub topic: Arc<str>,
     pub partition: u32,
-    /// Strictly increasing within the partition: a Kafka offset.
+    /// Strictly increasing within the partition: a Kafka offset, made of the id of an entry of Redis.
     pub position: u64,
     /// What gives `position` its meaning: log identity, partition, numbering rule.
     pub epoch: Epoch,
-    /// The log's leadership under which it was written, where the log has such: a Kafka leader epoch. It never falls
-    /// within a partition, and rises whenever a log may have lost its end.
+    /// What shows later whether the log still holds this record, or lost its end: of Kafka the leader epoch under which it was
+    /// written, of Redis a digest. Only the source knows what it means; it is given that of the last record when it goes on.
     pub term: Option<u32>,
     /// What the log itself keys it by, where it does.
     pub key: Option<Bytes>,
@@ -147,6 +156,13 @@ pub enum SourceEvent {
     Reached { epoch: Epoch, position: u64 },
     /// Records of any partitions, never empty.
     Records(Vec<Record>),
+    /// A record that cannot become an event, and why: a dead letter. If its position has no meaning, its term is `None`.
+    Refused {
+        record: Record,
+        reason: String,
+        /// The position that comes next in its partition.
+        next: u64,
+    },
 }
 
 /// A log that is read live.
@@ -178,6 +194,11 @@ pub trait LogReader: Send + Sync {
         from: u64,
         until: u64,
     ) -> BoxFuture<'a, Result<Stretch, ReadError>>;
+
+    /// How many positions to read at once: usually, and fewer where those hold too much.
+    fn steps(&self) -> &'static [u64] {
+        &STEPS
+    }
 }
 
 /// A stretch of a log that was read again.
@@ -185,8 +206,8 @@ pub trait LogReader: Send + Sync {
 pub struct Stretch {
     /// The epoch that the partition is in now; the numbers of another one mean something else.
     pub epoch: Epoch,
-    /// Everything before this position is here: the end that was asked for, or the log's if that comes first. Never less
-    /// than where reading began.
+    /// Everything before this position is here: the end that was asked for, or the log's if that comes first; or beyond that end
+    /// the next record, where nothing is or ever will be before it. Never less than where reading began.
     pub until: u64,
     /// In the order of their positions, of which some may be missing: nothing is or ever will be there.
     pub records: Vec<Record>,
@@ -212,16 +233,19 @@ mod tests {
 
     fn read(text: &str) -> (Option<Config>, String) {
         let faults = Faults::default();
-        let config = Config::read(Section::root(text.parse().unwrap(), faults.clone()));
+        let config = Config::read(Section::root(text.parse().unwrap(), faults.clone()), Path::new(""));
         let faults: Vec<_> = faults.take().into_iter().map(|f| format!("{}: {}", f.key, f.reason)).collect();
         (config, faults.join("\n"))
     }
 
     #[test]
-    fn both_kinds_are_read() {
+    fn all_kinds_are_read() {
         let (config, faults) = read("name = 'engine'\nkind = 'kafka'\nbrokers = 'a:1'\ntopics = ['t']");
         assert_eq!(faults, "");
         assert!(matches!(config.unwrap().kind, Kind::Kafka(_)));
+        let (config, faults) = read("name = 'engine'\nkind = 'redis'\nurl = 'redis://a'\nkeys = ['t']");
+        assert_eq!(faults, "");
+        assert!(matches!(config.unwrap().kind, Kind::Redis(_)));
         let (config, faults) = read("name = 'demo'\nkind = 'embedded'");
         assert_eq!(faults, "");
         assert!(matches!(config.unwrap().kind, Kind::Embedded(_)));
@@ -231,7 +255,7 @@ mod tests {
     fn faults_are_told() {
         let (config, faults) = read("name = 'A b'\nkind = 'pulsar'");
         assert!(config.is_none());
-        assert!(faults.contains("name: ") && faults.contains("known: kafka, embedded"), "{faults}");
+        assert!(faults.contains("name: ") && faults.contains("known: kafka, redis, embedded"), "{faults}");
         let (config, faults) = read("brokers = 'a:1'");
         assert!(config.is_none());
         assert!(faults.contains("name: is missing") && faults.contains("kind: is missing"), "{faults}");

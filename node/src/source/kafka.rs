@@ -32,7 +32,7 @@ use tokio::{runtime::Handle, sync::mpsc, sync::oneshot};
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
-    config::{Config, Start, TopicPattern},
+    config::{Config, TopicPattern},
     reread::MAX_READ_POSITIONS,
 };
 use self::{

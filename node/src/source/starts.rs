@@ -5,7 +5,18 @@ use std::{
     sync::Arc,
 };
 
+use serde::Deserialize;
 use tickmesh_protocol::{Epoch, checkpoint::PartitionState};
+
+/// Where reading begins on partitions that exist when the source is first up. Partitions that appear later are always
+/// read from their beginning, or their first records would be lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Start {
+    #[default]
+    End,
+    Beginning,
+}
 
 /// Where to go on in a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

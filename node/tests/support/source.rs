@@ -1,4 +1,4 @@
-//! A Kafka source that runs in a test, and everything it has said. Self-contained: any integration test may take it in.
+//! A source that runs in a test, and everything it has said. Self-contained: any integration test may take it in.
 
 #![allow(
     clippy::unwrap_used,
@@ -10,6 +10,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -20,7 +21,7 @@ use tickmesh::{
         health::{Health, State},
         metrics::Registry,
     },
-    source::{LogReader, Record, Source, SourceEvent, Starts, kafka::Kafka, metrics::SourceMetrics},
+    source::{Config, LogReader, Record, SourceEvent, Starts, metrics::SourceMetrics},
 };
 use tickmesh_protocol::{Epoch, Sequence, checkpoint::PartitionState};
 use tokio::{sync::mpsc, task::JoinHandle};
@@ -43,6 +44,8 @@ pub struct Running {
     pub firsts: Vec<Epoch>,
     pub reached: Vec<(Epoch, u64)>,
     pub records: Vec<Record>,
+    /// Dead letters, with their reasons.
+    pub refused: Vec<(Record, String)>,
 }
 
 impl Running {
@@ -51,17 +54,21 @@ impl Running {
     }
 
     pub fn start_at(starts: Starts, brokers: &str, topics: &[&str], more: &str) -> Self {
-        let table = format!("brokers = {brokers:?}\ntopics = {topics:?}\n{more}");
+        Self::of(starts, &format!("kind = 'kafka'\nbrokers = {brokers:?}\ntopics = {topics:?}\n{more}"))
+    }
+
+    /// Runs the source of a `[[source]]` table that lacks a name.
+    pub fn of(starts: Starts, table: &str) -> Self {
         let faults = Faults::default();
-        let mut section = Section::root(table.parse().unwrap(), faults.clone());
-        let config = tickmesh::source::kafka::Config::read(&mut section);
+        let table = format!("name = 'engine'\n{table}").parse().unwrap();
+        let config = Config::read(Section::root(table, faults.clone()), Path::new(""));
         assert_eq!(faults.take(), []);
         let (health, registry) = (Health::default(), Registry::new());
         let metrics = SourceMetrics::new(&registry);
-        let source = Kafka::new("engine", config.unwrap(), &metrics, health.condition("source engine"));
+        let source = config.unwrap().open(&metrics, health.condition("source engine"));
         let (sender, events) = mpsc::channel(16);
         let (reader, stop) = (source.reader(), CancellationToken::new());
-        let task = tokio::spawn(Box::new(source).run(starts, sender, stop.clone()));
+        let task = tokio::spawn(source.run(starts, sender, stop.clone()));
         Self {
             events,
             reader,
@@ -74,6 +81,7 @@ impl Running {
             firsts: Vec::new(),
             reached: Vec::new(),
             records: Vec::new(),
+            refused: Vec::new(),
         }
     }
 
@@ -128,6 +136,14 @@ impl Running {
                     state.term = record.term;
                 }
                 self.records.extend(records);
+            }
+            SourceEvent::Refused { record, reason, next } => {
+                let state = self.states.values_mut().find(|state| state.epoch == record.epoch);
+                let state = state.expect("a partition begins before its records");
+                assert!(state.next <= next, "in order: {record:?}");
+                state.next = next;
+                state.term = record.term.or(state.term);
+                self.refused.push((record, reason));
             }
         }
     }

@@ -4,9 +4,8 @@ use std::fmt;
 
 use rdkafka::{ClientConfig, config::RDKafkaLogLevel};
 use regex::Regex;
-use serde::Deserialize;
 
-use crate::config::reader::Section;
+use crate::{config::reader::Section, source::Start};
 
 /// Longest pattern of topic names, in bytes; a compiled one stays far below the regex crate's own memory limit.
 const MAX_PATTERN_BYTES: usize = 256;
@@ -19,16 +18,6 @@ pub struct Config {
     /// Handed to librdkafka as they are.
     pub properties: Vec<(String, String)>,
     pub start: Start,
-}
-
-/// Where reading begins on partitions that exist when the source is first up. Partitions that appear later are always
-/// read from their beginning, or their first records would be lost.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Start {
-    #[default]
-    End,
-    Beginning,
 }
 
 /// One entry of `topics`.

@@ -18,11 +18,12 @@ use tokio::sync::mpsc;
 
 use self::answers::place;
 use super::{
-    config::{Config, Start, Use},
+    config::{Config, Use},
     context::{Context, Status, kind_of},
     describe::{Found, describe_topics},
     numbering::{At, Extent},
 };
+use crate::source::Start;
 
 /// How often topics and partitions are looked for: a new one is read two seconds after it was made at the latest.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
