@@ -162,7 +162,7 @@ fn any_step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(500))]
 
     #[test]
     fn nothing_is_given_twice_or_missed_in_silence(steps in prop::collection::vec(any_step(), 1..60)) {
