@@ -167,7 +167,7 @@ async fn a_server_that_lost_its_end_begins_another_epoch_at_every_peer() {
     let (starts, old) = (away.starts(), source.begins[0].0);
     away.stop().await;
     server.kill();
-    source.waiting("no connection").await;
+    source.waiting("cannot connect").await;
     // The ids of lost entries are given again, to others, before anybody can look.
     let lost: Vec<u64> = source.records[100..].iter().map(|record| record.position).collect();
     server.restart();

@@ -103,7 +103,7 @@ async fn every_record_comes_once_in_order_and_can_be_read_again() {
 async fn a_server_that_is_down_then_up_then_killed_loses_nothing() {
     let mut server = RedisServer::prepare(DURABLE);
     let mut source = start(&server, &["market"], "start = 'beginning'");
-    source.waiting(&format!("redis 127.0.0.1:{}: no connection", server.port)).await;
+    source.waiting(&format!("redis 127.0.0.1:{}: cannot connect", server.port)).await;
     server.restart();
     source.waiting("no key is there of market").await;
     server.add_all("market", 0..2000);
@@ -127,7 +127,7 @@ async fn a_server_that_is_down_then_up_then_killed_loses_nothing() {
         source.records(count + 200).await;
         server.kill();
         writer.join().unwrap();
-        source.waiting("no connection").await;
+        source.waiting("cannot connect").await;
         server.restart();
         server.add_all("market", 0..10);
     }
@@ -139,7 +139,7 @@ async fn a_server_that_is_down_then_up_then_killed_loses_nothing() {
     assert!(source.registry.render().contains("tickmesh_source_errors_total{kind=\"unreachable\""));
     // With the server gone a stop must not wait for it.
     server.kill();
-    source.waiting("no connection").await;
+    source.waiting("cannot connect").await;
     assert_eq!(source.stop().await.len(), count);
 }
 

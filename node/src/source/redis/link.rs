@@ -22,9 +22,9 @@ const MAX_WORDS: usize = 200;
 /// Why a server does not give what it was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Trouble {
-    #[error("no connection: {0}")]
+    #[error("cannot connect: {0}")]
     Unreachable(String),
-    #[error("no answer in time")]
+    #[error("cannot get an answer in time")]
     Timeout,
     #[error("the server refuses the user or the password")]
     Login,

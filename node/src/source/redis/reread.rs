@@ -4,6 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
+use tickmesh_protocol::position::MAX_SEQUENCE;
 use tokio::{
     sync::{Mutex, Semaphore},
     time::timeout,
@@ -26,6 +27,8 @@ const WAITING_REQUESTS: usize = 64;
 const READ_DEADLINE: Duration = Duration::from_secs(10);
 /// Entries that are asked for at once.
 const PAGE: usize = 512;
+/// Most positions in one range: all there are. What bounds an answer is what is found there.
+const MAX_READ_POSITIONS: u64 = MAX_SEQUENCE + 1;
 /// Most records in one answer; callers page.
 pub const MAX_READ_RECORDS: usize = 100_000;
 /// Most bytes in one answer.
@@ -206,6 +209,9 @@ impl LogReader for Reader {
         Box::pin(async move {
             if partition != 0 {
                 return Err(unknown(topic, partition));
+            }
+            if until.saturating_sub(from) > MAX_READ_POSITIONS {
+                return Err(ReadError::TooLarge { topic: topic.to_owned() });
             }
             let Ok(_waiting) = self.waiting.try_acquire() else {
                 let reason = "too many others are reading".to_owned();
