@@ -23,6 +23,7 @@ debian_packages_missing() {
         have_all chromium || packages+=(chromium)
         have_all node || packages+=(nodejs)
         have_all npm || packages+=(npm)
+        have_all redis-server || packages+=(redis-server)
         find_python2 >/dev/null || packages+=(ca-certificates curl git libssl-dev make patch zlib1g-dev)
     fi
     printf '%s\n' "${packages[@]}"
@@ -110,7 +111,7 @@ install_npm_packages() {
     npm --prefix "$1" ci --ignore-scripts --no-audit --no-fund
 }
 
-# provision all|developer: everything, or what needs neither Kafka nor a browser.
+# provision all|developer: everything, or what needs neither logs nor a browser.
 provision() {
     have_all cargo || {
         echo "Rust is missing: install rustup, which then takes the version of rust-toolchain.toml"

@@ -13,6 +13,7 @@ pub mod embedded;
 pub mod kafka;
 pub mod metrics;
 pub mod nats;
+pub mod redis;
 
 mod starts;
 
@@ -31,6 +32,9 @@ use crate::{config::reader::Section, ops::health::Condition};
 /// Largest record that is taken from a log, in bytes; larger ones are dead letters.
 pub const MAX_RECORD_BYTES: usize = 1024 * 1024;
 
+/// Positions of ranges that are read again, where every position may hold a record; the smallest holds eight of the largest.
+const STEPS: [u64; 4] = [4096, 512, 64, 8];
+
 /// One `[[source]]` of the configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -45,6 +49,7 @@ pub enum Kind {
     Kafka(kafka::Config),
     Nats(nats::Config),
     NatsCore(nats::CoreConfig),
+    Redis(redis::Config),
     Embedded(embedded::Config),
 }
 
@@ -68,11 +73,12 @@ impl Config {
             Some("kafka") => kafka::Config::read(&mut section).map(Kind::Kafka),
             Some("nats") => nats::Config::read(&mut section, folder).map(Kind::Nats),
             Some("nats-core") => nats::CoreConfig::read(&mut section, folder).map(Kind::NatsCore),
+            Some("redis") => redis::Config::read(&mut section, folder).map(Kind::Redis),
             Some("embedded") => embedded::Config::read(&mut section).map(Kind::Embedded),
             Some(other) => {
                 section.fault(
                     "kind",
-                    format!("{other:?} is no kind of source; known: kafka, nats, nats-core, embedded"),
+                    format!("{other:?} is no kind of source; known: kafka, nats, nats-core, redis, embedded"),
                 );
                 // Which other keys are right is not known.
                 return None;
@@ -86,7 +92,7 @@ impl Config {
     /// The channels of the streams in its records, where they pass as they are; `None` if that is known to nobody.
     pub fn channels(&self) -> Option<&'static [&'static str]> {
         match self.kind {
-            Kind::Kafka(_) | Kind::Nats(_) | Kind::NatsCore(_) => None,
+            Kind::Kafka(_) | Kind::Nats(_) | Kind::NatsCore(_) | Kind::Redis(_) => None,
             Kind::Embedded(_) => Some(&embedded::CHANNELS),
         }
     }
@@ -94,7 +100,7 @@ impl Config {
     /// What is done for the clients of one of its own channels, where it knows them.
     pub fn policy(&self, channel: &str) -> Option<ChannelPolicy> {
         match self.kind {
-            Kind::Kafka(_) | Kind::Nats(_) | Kind::NatsCore(_) => None,
+            Kind::Kafka(_) | Kind::Nats(_) | Kind::NatsCore(_) | Kind::Redis(_) => None,
             Kind::Embedded(_) => Some(embedded::policy(channel)),
         }
     }
@@ -108,6 +114,7 @@ impl Config {
                 Box::new(nats::Nats::new(&self.name, config, retains_last, metrics, condition))
             }
             Kind::NatsCore(config) => Box::new(nats::core::Core::new(&self.name, config, metrics, condition)),
+            Kind::Redis(config) => Box::new(redis::Redis::new(&self.name, config, metrics, condition)),
             Kind::Embedded(config) => {
                 Box::new(embedded::Embedded::new(&self.name, config, metrics, condition))
             }
@@ -118,16 +125,16 @@ impl Config {
 /// One record of a log.
 #[derive(Clone, Debug)]
 pub struct Record {
-    /// What the log itself calls what it is about: a Kafka topic, the subject of a NATS message. Routes take it by this. Where it
+    /// What the log itself calls what it is about: a Kafka topic, a key of Redis, the subject of a NATS message. Routes take it by this. Where it
     /// is read again, the [`SourceEvent::Begin`] of its epoch says.
     pub topic: Arc<str>,
     pub partition: u32,
-    /// Strictly increasing within the partition: a Kafka offset.
+    /// Strictly increasing within the partition: a Kafka offset, made of the id of an entry of Redis.
     pub position: u64,
     /// What gives `position` its meaning: log identity, partition, numbering rule.
     pub epoch: Epoch,
-    /// The log's leadership under which it was written, where the log has such: a Kafka leader epoch. It never falls
-    /// within a partition, and rises whenever a log may have lost its end.
+    /// What shows later whether the log still holds this record, or lost its end: of Kafka the leader epoch under which it was
+    /// written, of Redis a digest. Only the source knows what it means; it is given that of the last record when it goes on.
     pub term: Option<u32>,
     /// What the log itself keys it by, where it does.
     pub key: Option<Bytes>,
@@ -163,6 +170,13 @@ pub enum SourceEvent {
     Reached { epoch: Epoch, position: u64 },
     /// Records of any partitions, never empty.
     Records(Vec<Record>),
+    /// A record that cannot become an event, and why: a dead letter. If its position has no meaning, its term is `None`.
+    Refused {
+        record: Record,
+        reason: String,
+        /// The position that comes next in its partition.
+        next: u64,
+    },
 }
 
 /// A log that is read live.
@@ -194,6 +208,11 @@ pub trait LogReader: Send + Sync {
         from: u64,
         until: u64,
     ) -> BoxFuture<'a, Result<Stretch, ReadError>>;
+
+    /// How many positions to read at once: usually, and fewer where those hold too much.
+    fn steps(&self) -> &'static [u64] {
+        &STEPS
+    }
 }
 
 /// A stretch of a log that was read again.
@@ -201,8 +220,8 @@ pub trait LogReader: Send + Sync {
 pub struct Stretch {
     /// The epoch that the partition is in now; the numbers of another one mean something else.
     pub epoch: Epoch,
-    /// Everything before this position is here: the end that was asked for, or the log's if that comes first. Never less
-    /// than where reading began.
+    /// Everything before this position is here: the end that was asked for, or the log's if that comes first; or beyond that end
+    /// the next record, where nothing is or ever will be before it. Never less than where reading began.
     pub until: u64,
     /// In the order of their positions, of which some may be missing: nothing is or ever will be there.
     pub records: Vec<Record>,
@@ -241,6 +260,9 @@ mod tests {
         let (config, faults) = read("name = 'engine'\nkind = 'nats'\nurl = 'nats://a'\nstream = 'MARKET'");
         assert_eq!(faults, "");
         assert!(matches!(config.unwrap().kind, Kind::Nats(_)));
+        let (config, faults) = read("name = 'engine'\nkind = 'redis'\nurl = 'redis://a'\nkeys = ['t']");
+        assert_eq!(faults, "");
+        assert!(matches!(config.unwrap().kind, Kind::Redis(_)));
         let (config, faults) = read("name = 'demo'\nkind = 'embedded'");
         assert_eq!(faults, "");
         assert!(matches!(config.unwrap().kind, Kind::Embedded(_)));
@@ -251,7 +273,7 @@ mod tests {
         let (config, faults) = read("name = 'A b'\nkind = 'pulsar'");
         assert!(config.is_none());
         assert!(
-            faults.contains("name: ") && faults.contains("known: kafka, nats, nats-core, embedded"),
+            faults.contains("name: ") && faults.contains("known: kafka, nats, nats-core, redis, embedded"),
             "{faults}"
         );
         let (config, faults) = read("brokers = 'a:1'");

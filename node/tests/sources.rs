@@ -27,12 +27,17 @@ mod nats;
 mod nats_log;
 #[path = "support/node.rs"]
 mod node;
+#[path = "sources/redis_log.rs"]
+mod redis_log;
+#[path = "support/redis.rs"]
+mod redis_server;
 #[path = "support/source.rs"]
 mod source;
 
 use kafka_log::Kafka;
 use log::Log;
 use nats_log::Nats;
+use redis_log::Redis;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn kafka_without_a_fault() {
@@ -67,4 +72,19 @@ async fn nats_to_clients() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nats_that_lost_its_end() {
     behaviours::a_log_that_lost_its_end_is_another_epoch(&mut Nats::prepare().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_without_a_fault() {
+    Box::pin(behaviours::without_a_fault(&started::<Redis>().await)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_with_its_server_killed() {
+    behaviours::a_killed_server_loses_and_doubles_nothing(&mut Redis::prepare().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_to_clients() {
+    end_to_end::clients_have_exactly_the_log(&mut Redis::prepare().await).await;
 }

@@ -180,6 +180,10 @@ impl Core {
                 }
                 self.store.history.tell();
             }
+            SourceEvent::Refused { record, reason, next } => {
+                self.refuse(lane, &record, &reason);
+                self.passed(&record, next);
+            }
         }
     }
 
@@ -212,12 +216,20 @@ impl Core {
         for outcome in lane.transform.apply(record.into()) {
             let outcome = outcome.map_err(|rejected| rejected.to_string());
             if let Err(reason) = outcome.and_then(|made| self.take_made(lane, record, made, now)) {
-                self.metrics.dead_letters.inc();
-                self.dead_letters.keep(&lane.source, record, &reason);
+                self.refuse(lane, record, &reason);
             }
         }
         // Whatever became of it.
-        self.sequencer.passed(record.epoch, record.position.saturating_add(1));
+        self.passed(record, record.position.saturating_add(1));
+    }
+
+    fn refuse(&self, lane: &Lane, record: &Record, reason: &str) {
+        self.metrics.dead_letters.inc();
+        self.dead_letters.keep(&lane.source, record, reason);
+    }
+
+    fn passed(&mut self, record: &Record, next: u64) {
+        self.sequencer.passed(record.epoch, next);
         if let Some(partition) = self.partitions.get_mut(&record.epoch) {
             partition.term = record.term.or(partition.term);
         }

@@ -46,10 +46,8 @@ use crate::{
     transform::Routes,
 };
 
-/// Positions of a chunk, the usual one first. A chunk with too many bytes is read in smaller ones; the smallest holds
-/// eight of the largest records, which is [`MAX_CHUNK_BYTES`].
-const CHUNK_POSITIONS: [u64; 4] = [4096, 512, 64, 8];
-/// Most bytes of records in a chunk: it must fit the cache several times, or nobody would share it.
+/// Most bytes of records in a chunk: eight of the largest, which is what the smallest step of a log holds at least. It must fit
+/// the cache several times, or nobody would share it.
 const MAX_CHUNK_BYTES: usize = 8 * 1024 * 1024;
 /// Chunks that are read at the same time, over all sources. A source reads one at a time anyway; more than one, so that a
 /// source that does not answer does not stop the others.
@@ -193,7 +191,8 @@ impl Rescan {
     async fn read_of(&self, source: usize, wanted: Wanted<'_>) -> Result<Part, RescanError> {
         let Wanted { epoch, topic, partition, from, until, .. } = wanted;
         let topic: Arc<str> = topic.into();
-        for size in CHUNK_POSITIONS {
+        let steps = self.0.logs.get(source).map_or(&[][..], |log| log.reader.steps());
+        for &size in steps {
             let start = from / size * size;
             let key = Key { source, epoch, topic: topic.clone(), partition, start, size };
             let trimmed = |oldest| ReadError::Trimmed { topic: topic.to_string(), partition, from, oldest };

@@ -44,6 +44,8 @@ pub struct Running {
     pub firsts: Vec<Epoch>,
     pub reached: Vec<(Epoch, u64)>,
     pub records: Vec<Record>,
+    /// Dead letters, with their reasons.
+    pub refused: Vec<(Record, String)>,
 }
 
 impl Running {
@@ -86,6 +88,7 @@ impl Running {
             firsts: Vec::new(),
             reached: Vec::new(),
             records: Vec::new(),
+            refused: Vec::new(),
         }
     }
 
@@ -139,6 +142,14 @@ impl Running {
                     state.term = record.term;
                 }
                 self.records.extend(records);
+            }
+            SourceEvent::Refused { record, reason, next } => {
+                let state = self.states.values_mut().find(|state| state.epoch == record.epoch);
+                let state = state.expect("a partition begins before its records");
+                assert!(state.next <= next, "in order: {record:?}");
+                state.next = next;
+                state.term = record.term.or(state.term);
+                self.refused.push((record, reason));
             }
         }
     }

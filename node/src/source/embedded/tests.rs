@@ -67,6 +67,7 @@ impl Running {
                     self.records.extend(records);
                 }
                 Ok(None) => panic!("the source ended while waiting for {what}"),
+                Ok(Some(SourceEvent::Refused { reason, .. })) => panic!("refused a record: {reason}"),
                 Err(_) => panic!("waited in vain for {what}; {} records", self.records.len()),
             }
         }
