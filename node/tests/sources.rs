@@ -76,7 +76,7 @@ async fn nats_that_lost_its_end() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_without_a_fault() {
-    Box::pin(behaviours::without_a_fault(&started::<Redis>().await)).await;
+    Box::pin(behaviours::without_a_fault(&Redis::shared().await)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
