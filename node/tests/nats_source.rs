@@ -373,6 +373,7 @@ async fn core_nats_tells_what_a_slow_ingest_missed() {
         client.publish("m", n.to_string().into()).await.unwrap();
     }
     client.flush().await.unwrap();
+    source.metric("tickmesh_source_errors_total{kind=\"slow\",source=\"engine\"} 1").await;
     source.until("it goes on behind a gap", |source| source.begins.len() > 1).await;
     publish_until_heard(&server, "m", "last", &mut source).await;
     for pair in source.read(0).windows(2) {
