@@ -40,6 +40,7 @@ mod incoming;
 mod metrics;
 mod outbox;
 mod private;
+mod proxied;
 mod queue;
 mod recent;
 mod replay;

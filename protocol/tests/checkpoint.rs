@@ -4,13 +4,14 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use proptest::{prelude::*, sample::Index};
 use tickmesh_protocol::{
     Epoch, Position, Sequence, StreamName,
     book::Book,
     checkpoint::{
-        MAX_STATE_BYTES, MAX_STATE_LEFT_EPOCHS, MAX_STATE_NAME_BYTES, MAX_STATE_SOURCES, PartitionState,
-        Retained, RetainedData, SourceState, State, StreamState,
+        MAX_STATE_BYTES, MAX_STATE_LEFT_EPOCHS, MAX_STATE_NAME_BYTES, MAX_STATE_SOURCES, OperatorState,
+        PartitionState, Retained, RetainedData, SourceState, State, StreamState,
     },
     codec::{STATE_VERSION, StateError, decode_state, encode_state},
     event::MAX_EVENT_DATA_BYTES,

@@ -137,12 +137,16 @@ fn network_of(address: IpAddr) -> IpAddr {
     }
 }
 
+/// Whether an address is one of a proxy that is believed.
+pub fn is_trusted(address: IpAddr, trusted: &[IpNet]) -> bool {
+    trusted.iter().any(|net| net.contains(&address.to_canonical()))
+}
+
 /// The address of a client: where the connection comes from or, if that is a trusted proxy, the last address in
 /// `X-Forwarded-For` that is none. What stands before that anybody can have written.
 pub fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
-    let is_trusted = |address: &IpAddr| trusted.iter().any(|net| net.contains(&address.to_canonical()));
     let peer = peer.to_canonical();
-    if !is_trusted(&peer) {
+    if !is_trusted(peer, trusted) {
         return peer;
     }
     let mut passed: Vec<&str> = Vec::new();
@@ -154,7 +158,7 @@ pub fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> I
         // A proxy that writes something else is where our knowledge ends.
         let Ok(address) = text.parse::<IpAddr>() else { return last };
         last = address.to_canonical();
-        if !is_trusted(&last) {
+        if !is_trusted(last, trusted) {
             break;
         }
     }

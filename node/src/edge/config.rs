@@ -43,6 +43,8 @@ pub struct Config {
     pub max_connections_per_user: Option<usize>,
     /// Who may say for whom it connects (`X-Forwarded-For`).
     pub trusted_proxies: Vec<IpNet>,
+    /// Connections of trusted proxies begin with a header of the PROXY protocol.
+    pub proxy_protocol: bool,
     /// Pages whose scripts may connect; without a list, all. Clients that are no browsers name none.
     pub origins: Option<Vec<String>>,
     /// Requests of one connection per second, and how many at once.
@@ -85,6 +87,7 @@ impl Default for Config {
             max_connections_per_address: None,
             max_connections_per_user: Some(100),
             trusted_proxies: Vec::new(),
+            proxy_protocol: false,
             origins: None,
             requests: quota(REQUESTS_PER_SECOND, REQUESTS_AT_ONCE),
             max_streams: 1024,
@@ -138,6 +141,7 @@ impl Config {
                 .optional("max_connections_per_user")
                 .or(default.max_connections_per_user),
             trusted_proxies: section.parsed_list("trusted_proxies").unwrap_or_default(),
+            proxy_protocol: section.or("proxy_protocol", false),
             origins: section.optional("origins"),
             requests,
             max_streams: at_least(section, "max_streams", default.max_streams, 1, usize::MAX),
@@ -153,6 +157,9 @@ impl Config {
             permissions: Permissions { anonymous: section.parsed_list("anonymous"), ..default.permissions },
             echo: false,
         };
+        if config.proxy_protocol && config.trusted_proxies.is_empty() {
+            section.fault("proxy_protocol", "needs trusted_proxies: whose header is to be believed");
+        }
         if config.idle_timeout <= config.ping_interval {
             section.fault("idle_timeout", "must be longer than ping_interval, or no pong can come in time");
         }
@@ -205,6 +212,7 @@ mod tests {
             max_connections_per_address = 5
             max_connections_per_user = 6
             trusted_proxies = ["10.0.0.0/8"]
+            proxy_protocol = true
             origins = ["https://exchange.example"]
             requests = { per_second = 2, at_once = 3 }
             max_streams = 8
@@ -232,6 +240,7 @@ mod tests {
             ),
             (Some(5), Some(6), 1)
         );
+        assert!(config.proxy_protocol);
         assert_eq!(config.origins, Some(vec!["https://exchange.example".to_owned()]));
         assert_eq!(config.requests.burst_size().get(), 3);
         assert_eq!(config.queue, Bounds { frames: 10, bytes: 64 * 1024 });

@@ -34,8 +34,10 @@ use tokio::{
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::{
-    admission::client_address,
+    admission::{client_address, is_trusted},
+    config::Config,
     connection::{Admitted, Slot},
+    proxied,
     requests::code_of,
     shard::SharedShard,
 };
@@ -101,8 +103,22 @@ pub async fn accept(shard: SharedShard, listener: TcpListener, pages: Router, ma
 }
 
 /// Serves HTTP until the connection ends or becomes a WebSocket.
-async fn serve(shard: SharedShard, stream: TcpStream, peer: IpAddr, pages: Router, slot: Slot) {
-    let handshake_timeout = shard.borrow().config.handshake_timeout;
+async fn serve(shard: SharedShard, mut stream: TcpStream, peer: IpAddr, pages: Router, slot: Slot) {
+    let (handshake_timeout, is_proxied) = {
+        let Config { handshake_timeout, proxy_protocol, trusted_proxies, .. } = &*shard.borrow().config;
+        (*handshake_timeout, *proxy_protocol && is_trusted(peer, trusted_proxies))
+    };
+    let peer = if is_proxied {
+        match time::timeout(handshake_timeout, proxied::source(&mut stream, peer)).await {
+            Ok(Ok(source)) => source,
+            Ok(Err(error)) => {
+                return tracing::debug!(%peer, %error, "a trusted proxy does not say whose connection it is");
+            }
+            Err(_) => return,
+        }
+    } else {
+        peer
+    };
     let admitted: Rc<RefCell<Option<Admitted>>> = Rc::default();
     let pages = TowerToHyperService::new(pages);
     let service =

@@ -28,6 +28,27 @@ async fn an_address_has_so_many_connections_whoever_speaks_for_it() {
 }
 
 #[tokio::test]
+async fn a_trusted_proxy_says_by_its_header_whose_connection_it_is() {
+    let mut config = config();
+    config.max_connections_per_address = Some(1);
+    config.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
+    config.proxy_protocol = true;
+    let edge = Edge::start(config).await;
+    let behind = |client: &str| format!("PROXY TCP4 {client} 10.0.0.1 12345 443\r\n");
+    let mut connections = Vec::new();
+    for client in ["198.51.100.7", "198.51.100.8"] {
+        let (connection, answer) = edge.open_behind(&behind(client)).await;
+        assert!(answer.starts_with("HTTP/1.1 101"), "{answer}");
+        connections.push(connection);
+    }
+    let refused = edge.handshake_behind(&behind("198.51.100.7"), "/ws", "").await;
+    assert!(refused.starts_with("HTTP/1.1 429"), "{refused}");
+    // Without the header it is hung up on.
+    assert_eq!(edge.handshake("/ws", "").await, "");
+    edge.stop().await;
+}
+
+#[tokio::test]
 async fn only_pages_of_listed_origins_connect() {
     let mut config = config();
     config.origins = Some(vec!["https://exchange.example".to_owned()]);

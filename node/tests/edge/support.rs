@@ -352,19 +352,34 @@ impl Edge {
 
     /// What a handshake with one more header is answered with; an edge that lets it in is hung up on.
     pub async fn handshake(&self, path: &str, header: &str) -> String {
+        self.handshake_behind("", path, header).await
+    }
+
+    /// The same through a proxy that says something first.
+    pub async fn handshake_behind(&self, proxy: &str, path: &str, header: &str) -> String {
+        self.open_behind_at(proxy, path, header).await.1
+    }
+
+    /// A connection through a proxy, and the answer to its handshake.
+    pub async fn open_behind(&self, proxy: &str) -> (TcpStream, String) {
+        self.open_behind_at(proxy, "/ws", "").await
+    }
+
+    async fn open_behind_at(&self, proxy: &str, path: &str, header: &str) -> (TcpStream, String) {
         let request = format!(
-            "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: Upgrade, close\r\nupgrade: websocket\r\n\
+            "{proxy}GET {path} HTTP/1.1\r\nhost: x\r\nconnection: Upgrade, close\r\nupgrade: websocket\r\n\
              sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n{header}\r\n"
         );
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
         while !answer.windows(4).any(|end| end == b"\r\n\r\n") || !answer.starts_with(b"HTTP/1.1 101") {
-            if within("the answer", stream.read_buf(&mut answer)).await.unwrap() == 0 {
+            // One that is closed while something is unread is reset.
+            if within("the answer", stream.read_buf(&mut answer)).await.unwrap_or(0) == 0 {
                 break;
             }
         }
-        String::from_utf8_lossy(&answer).into_owned()
+        (stream, String::from_utf8_lossy(&answer).into_owned())
     }
 
     pub async fn stop(self) {
