@@ -15,9 +15,10 @@ pub mod metrics;
 pub mod nats;
 pub mod redis;
 
+mod generations;
 mod starts;
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -194,6 +195,15 @@ pub trait Source: Send {
     /// A second, independent way into the same log, for re-reading.
     fn reader(&self) -> Arc<dyn LogReader>;
 }
+
+/// Most positions in one range that is read again; callers page.
+pub const MAX_READ_POSITIONS: u64 = 100_000;
+/// Most bytes in one answer.
+const MAX_READ_BYTES: usize = 64 * 1024 * 1024;
+/// Requests that may wait for the one that is served; more are refused, as their clients would time out anyway.
+const WAITING_READS: usize = 64;
+/// Longest that one range may take once its turn has come.
+const READ_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Reads ranges of a log again, by position.
 pub trait LogReader: Send + Sync {

@@ -61,7 +61,14 @@ enum Channel {
 enum Maker {
     AsItIs,
     Data(Filter),
-    Operator { price: Filter, quantity: Filter, time: Option<Filter> },
+    Operator(TradeReader),
+}
+
+/// The programs that read a trade for an operator.
+struct TradeReader {
+    price: Filter,
+    quantity: Filter,
+    time: Option<Filter>,
 }
 
 /// What a record became by one route.
@@ -188,80 +195,83 @@ impl Transform {
         record: Taken<'_>,
         outcomes: &mut Vec<Result<Made, Rejected>>,
     ) {
-        match route.parts(input) {
-            Ok(None) => {}
-            // One part that is the whole record.
-            Ok(Some(Parts::Whole)) => match &route.maker {
-                Maker::Operator { .. } => outcomes.push(self.trades(index, route, [input], record)),
-                _ => outcomes.push(self.event(route, input, Some(record.value))),
-            },
-            Ok(Some(Parts::Split(parts))) => match &route.maker {
-                Maker::Operator { .. } if parts.is_empty() => {}
-                Maker::Operator { .. } => outcomes.push(self.trades(index, route, &parts, record)),
-                _ => outcomes.extend(parts.iter().map(|part| self.event(route, part, None))),
-            },
-            Err(error) => outcomes.push(Err(error)),
+        let split = match route.takes(input) {
+            Ok(true) => route.split(input),
+            Ok(false) => return,
+            Err(error) => Err(error),
+        };
+        let parts = match split {
+            Ok(parts) => parts,
+            Err(error) => return outcomes.push(Err(error)),
+        };
+        let (parts, whole) = match &parts {
+            Some(parts) => (&parts[..], None),
+            None => (std::slice::from_ref(input), Some(record.value)),
+        };
+        match &route.maker {
+            Maker::Operator(_) if parts.is_empty() => {}
+            Maker::Operator(reader) => outcomes.push(self.trades(index, route, reader, parts, record)),
+            Maker::AsItIs => outcomes.extend(parts.iter().map(|part| self.event(route, None, part, whole))),
+            Maker::Data(data) => {
+                outcomes.extend(parts.iter().map(|part| self.event(route, Some(data), part, whole)));
+            }
         }
     }
 
-    fn key(&self, route: &Route, channel: &str, input: &jq::Input) -> Result<String, Rejected> {
-        let key = text_of("key", &route.key, input)?;
-        if self.private.contains(channel) {
-            return Ok(UserId::new(&key)?.key().to_owned());
-        }
-        Ok(key)
-    }
-
-    /// `whole`: the record's value, if that is what the route looks at.
-    fn event(&self, route: &Route, input: &jq::Input, whole: Option<&Bytes>) -> Result<Made, Rejected> {
+    fn stream(&self, route: &Route, input: &jq::Input) -> Result<StreamName, Rejected> {
         let channel = match &route.channel {
             Channel::Fixed(name) => name.clone(),
             Channel::Computed(filter) => text_of("channel", filter, input)?,
         };
-        let key = self.key(route, &channel, input)?;
-        let data = match (&route.maker, whole) {
-            (Maker::Data(filter), _) => {
-                filter.run_to_json(input).map_err(|error| Rejected::Jq { part: "data", error })?.into()
-            }
-            (_, Some(value)) => value.slice_ref(value.trim_ascii()),
-            (_, None) => input.to_json().map_err(|error| Rejected::Jq { part: "split", error })?.into(),
-        };
-        transformed(StreamName::new(&channel, &key, None)?, data).map(Made::Event)
+        let mut key = text_of("key", &route.key, input)?;
+        if self.private.contains(&channel) {
+            key = UserId::new(&key)?.key().to_owned();
+        }
+        Ok(StreamName::new(&channel, &key, None)?)
     }
 
-    fn trades<'a>(
+    /// `whole`: the record's value, if that is what the route looks at.
+    fn event(
+        &self,
+        route: &Route,
+        data: Option<&Filter>,
+        input: &jq::Input,
+        whole: Option<&Bytes>,
+    ) -> Result<Made, Rejected> {
+        let stream = self.stream(route, input)?;
+        let data = match (data, whole) {
+            (Some(filter), _) => {
+                filter.run_to_json(input).map_err(|error| Rejected::Jq { part: "data", error })?.into()
+            }
+            (None, Some(value)) => value.slice_ref(value.trim_ascii()),
+            (None, None) => input.to_json().map_err(|error| Rejected::Jq { part: "split", error })?.into(),
+        };
+        transformed(stream, data).map(Made::Event)
+    }
+
+    fn trades(
         &self,
         index: usize,
         route: &Route,
-        parts: impl IntoIterator<Item = &'a jq::Input>,
+        reader: &TradeReader,
+        parts: &[jq::Input],
         record: Taken<'_>,
     ) -> Result<Made, Rejected> {
-        let Maker::Operator { price, quantity, time } = &route.maker else {
-            return Ok(Made::Trades { route: index, trades: Vec::new() });
-        };
-        let channel = route.channel.name();
         let trade = |input: &jq::Input| {
-            let key = self.key(route, channel, input)?;
-            // What the stream will be called; the variant is the operator's.
-            StreamName::new(channel, &key, None)?;
-            let time_ms = match time {
+            // The variant of the streams is the operator's.
+            let key = self.stream(route, input)?.key().to_owned();
+            let time_ms = match &reader.time {
                 Some(time) => time_of(time, input, record.engine_time_us / 1000)?,
                 None if record.engine_time_us == 0 => return Err(Rejected::NoTime),
                 None => record.engine_time_us / 1000,
             };
-            let (price, quantity) =
-                (number_of("price", price, input)?, number_of("quantity", quantity, input)?);
+            let price = number_of("price", &reader.price, input)?;
+            let quantity = number_of("quantity", &reader.quantity, input)?;
             Ok(Trade { key, price, quantity, time_ms })
         };
-        let trades = parts.into_iter().map(trade).collect::<Result<_, Rejected>>()?;
+        let trades = parts.iter().map(trade).collect::<Result<_, Rejected>>()?;
         Ok(Made::Trades { route: index, trades })
     }
-}
-
-/// What a route looks at, of a record that it takes.
-enum Parts {
-    Whole,
-    Split(Vec<jq::Input>),
 }
 
 impl Route {
@@ -270,11 +280,11 @@ impl Route {
         let maker = match &config.makes {
             Makes::AsItIs => Maker::AsItIs,
             Makes::Data(program) => Maker::Data(Filter::compile(program)?),
-            Makes::Operator(OperatorConfig { price, quantity, time, .. }) => Maker::Operator {
+            Makes::Operator(OperatorConfig { price, quantity, time, .. }) => Maker::Operator(TradeReader {
                 price: Filter::compile(price)?,
                 quantity: Filter::compile(quantity)?,
                 time: optional(time)?,
-            },
+            }),
         };
         Ok(Self {
             topic: wildmatch::WildMatch::new(&config.topic),
@@ -290,28 +300,17 @@ impl Route {
         })
     }
 
-    /// `None` if the filter says that the record is not for this route.
-    fn parts(&self, input: &jq::Input) -> Result<Option<Parts>, Rejected> {
-        if let Some(filter) = &self.filter {
-            match filter.run_to_bool(input).map_err(|error| Rejected::Jq { part: "filter", error })? {
-                Ok(true) => {}
-                Ok(false) => return Ok(None),
-                Err(value) => return Err(Rejected::NoBool { value }),
-            }
-        }
-        let Some(split) = &self.split else { return Ok(Some(Parts::Whole)) };
-        let parts = split.run_to_parts(input, MAX_PARTS);
-        Ok(Some(Parts::Split(parts.map_err(|error| Rejected::Jq { part: "split", error })?)))
+    /// Whether the record is for this route.
+    fn takes(&self, input: &jq::Input) -> Result<bool, Rejected> {
+        let Some(filter) = &self.filter else { return Ok(true) };
+        let takes = filter.run_to_bool(input).map_err(|error| Rejected::Jq { part: "filter", error })?;
+        takes.map_err(|value| Rejected::NoBool { value })
     }
-}
 
-impl Channel {
-    /// Empty if it is computed: operators have none of those.
-    fn name(&self) -> &str {
-        match self {
-            Self::Fixed(name) => name,
-            Self::Computed(_) => "",
-        }
+    /// What takes the record's place, if anything does.
+    fn split(&self, input: &jq::Input) -> Result<Option<Vec<jq::Input>>, Rejected> {
+        let split = self.split.as_ref().map(|split| split.run_to_parts(input, MAX_PARTS)).transpose();
+        split.map_err(|error| Rejected::Jq { part: "split", error })
     }
 }
 

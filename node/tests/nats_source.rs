@@ -245,7 +245,7 @@ async fn credentials_are_read_from_files_at_each_connection() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_is_believed_by_its_certificate() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sources/tls");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls");
     let tls = format!(
         "tls {{ cert_file: {:?}, key_file: {:?} }}",
         folder.join("server.pem"),

@@ -105,6 +105,20 @@ impl Section {
         Some(texts.iter().filter_map(parse).collect())
     }
 
+    /// A list of texts that must be there, or one that stands for a list of it alone.
+    pub fn required_list(&mut self, key: &'static str) -> Option<Vec<String>> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum OneOrMany {
+            One(String),
+            Many(Vec<String>),
+        }
+        Some(match self.required(key)? {
+            OneOrMany::One(text) => vec![text],
+            OneOrMany::Many(texts) => texts,
+        })
+    }
+
     /// A table inside this one; an empty one if it is missing.
     pub fn section(&mut self, key: &'static str) -> Self {
         let table = match self.take(key) {

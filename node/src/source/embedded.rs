@@ -39,7 +39,7 @@ pub use self::{
     market::{Collector, Market, Setting, USERS, Want, Written},
 };
 use super::{
-    LogReader, ReadError, Record, Source, SourceEvent, Starts, Stretch,
+    LogReader, MAX_READ_POSITIONS, ReadError, Record, Source, SourceEvent, Starts, Stretch,
     metrics::{Figures, SourceMetrics},
 };
 use crate::ops::{health::Condition, metrics::now_us};
@@ -53,8 +53,6 @@ pub const CHANNELS: [&str; 5] = ["trades", "depth", "book", "ticker", "orders"];
 const ENGINE_VERSION: u32 = 2;
 /// Most records handed on at once, the rest of their tick not counted.
 const MAX_BATCH_RECORDS: usize = 512;
-/// Most positions in one range that is read again.
-const MAX_READ_POSITIONS: u64 = 100_000;
 /// Ticks worked out between two looks at whether to stop.
 const CATCH_UP_TICKS: u64 = 2_000;
 /// Ticks worked out at once when reading live: a few milliseconds, as other tasks wait meanwhile.

@@ -31,10 +31,7 @@ use futures_util::future::BoxFuture;
 use tokio::{runtime::Handle, sync::mpsc, sync::oneshot};
 use tokio_util::sync::CancellationToken;
 
-pub use self::{
-    config::{Config, TopicPattern},
-    reread::MAX_READ_POSITIONS,
-};
+pub use self::config::{Config, TopicPattern};
 use self::{
     context::Status,
     discovery::Discovery,

@@ -28,10 +28,7 @@ use tickmesh_protocol::Epoch;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-pub use self::{
-    config::{Access, Config, CoreConfig, Login},
-    reread::MAX_READ_POSITIONS,
-};
+pub use self::config::{Access, Config, CoreConfig, Login};
 use self::{
     link::Trouble,
     numbering::{Extent, Stored},

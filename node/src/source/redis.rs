@@ -28,7 +28,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-pub use self::{config::Config, reread::MAX_READ_RECORDS};
+pub use self::config::Config;
 use self::{keys::Keys, reread::Reader, status::Status};
 use super::{LogReader, Source, SourceEvent, Starts, metrics::SourceMetrics};
 use crate::ops::health::Condition;

@@ -5,11 +5,7 @@
 //! a sum has as many decimal places as its longer part, a product as many as both together. Only a quotient may have no
 //! end; it has at most 34 significant digits then, as IEEE 754 decimal128 has, the last one rounded half to even.
 
-use std::{
-    fmt,
-    ops::{Add, Mul, Neg, Rem, Sub},
-    str::FromStr,
-};
+use std::{fmt, num::NonZeroU64, str::FromStr};
 
 use bigdecimal::{
     BigDecimal, RoundingMode, Zero,
@@ -27,7 +23,10 @@ use bincode::{
 pub const MAX_DIGITS: u64 = 100;
 
 /// Significant digits of a quotient without end.
-const QUOTIENT_DIGITS: u64 = 34;
+const QUOTIENT_DIGITS: NonZeroU64 = match NonZeroU64::new(34) {
+    Some(digits) => digits,
+    None => NonZeroU64::MIN,
+};
 
 /// A decimal number.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -54,12 +53,12 @@ impl Decimal {
             return Err(DecimalError::DivisionByZero);
         }
         let quotient = &self.0 / &divisor.0;
-        let quotient = if quotient.digits() > QUOTIENT_DIGITS {
-            quotient.with_precision_round(QUOTIENT_PRECISION, RoundingMode::HalfEven)
+        let quotient = if quotient.digits() > QUOTIENT_DIGITS.get() {
+            quotient.with_precision_round(QUOTIENT_DIGITS, RoundingMode::HalfEven)
         } else {
             quotient
         };
-        bounded(quotient.normalized())
+        Self(quotient.normalized()).bounded()
     }
 
     /// The remainder of a division that rounds to zero: it has the sign of the dividend.
@@ -70,25 +69,25 @@ impl Decimal {
         if divisor.0.is_zero() {
             return Err(DecimalError::DivisionByZero);
         }
-        bounded((&self.0).rem(&divisor.0))
+        Self(&self.0 % &divisor.0).bounded()
     }
 
     /// # Errors
     /// If the result is too long.
     pub fn plus(&self, other: &Self) -> Result<Self, DecimalError> {
-        bounded((&self.0).add(&other.0))
+        self.sum(other).bounded()
     }
 
     /// # Errors
     /// If the result is too long.
     pub fn minus(&self, other: &Self) -> Result<Self, DecimalError> {
-        bounded((&self.0).sub(&other.0))
+        self.difference(other).bounded()
     }
 
     /// # Errors
     /// If the result is too long.
     pub fn times(&self, other: &Self) -> Result<Self, DecimalError> {
-        bounded((&self.0).mul(&other.0))
+        self.product(other).bounded()
     }
 
     /// The sum of numbers that are known to be short enough ([`Self::fits`]): it is exact, however long.
@@ -135,23 +134,18 @@ impl Decimal {
 
     #[must_use]
     pub fn negated(&self) -> Self {
-        Self((&self.0).neg())
+        Self(-&self.0)
+    }
+
+    fn bounded(self) -> Result<Self, DecimalError> {
+        let in_reach = self.0.fractional_digit_count().unsigned_abs() <= MAX_DIGITS;
+        if in_reach && self.0.digits() <= MAX_DIGITS { Ok(self) } else { Err(DecimalError::TooLong) }
     }
 
     /// Whether it has decimal places, zeros as well.
     pub fn has_places(&self) -> bool {
         self.0.fractional_digit_count() > 0
     }
-}
-
-const QUOTIENT_PRECISION: std::num::NonZeroU64 = match std::num::NonZeroU64::new(QUOTIENT_DIGITS) {
-    Some(digits) => digits,
-    None => std::num::NonZeroU64::MIN,
-};
-
-fn bounded(number: BigDecimal) -> Result<Decimal, DecimalError> {
-    let in_reach = number.fractional_digit_count().unsigned_abs() <= MAX_DIGITS;
-    if in_reach && number.digits() <= MAX_DIGITS { Ok(Decimal(number)) } else { Err(DecimalError::TooLong) }
 }
 
 impl From<BigInt> for Decimal {
@@ -175,7 +169,7 @@ impl FromStr for Decimal {
         if !written {
             return Err(DecimalError::Syntax);
         }
-        bounded(BigDecimal::from_str(text).map_err(|_| DecimalError::Syntax)?)
+        Self(BigDecimal::from_str(text).map_err(|_| DecimalError::Syntax)?).bounded()
     }
 }
 

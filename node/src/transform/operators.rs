@@ -14,7 +14,7 @@ pub mod candles;
 mod due;
 pub mod ticker;
 
-use std::{fmt, rc::Rc};
+use std::{collections::BTreeSet, fmt, rc::Rc};
 
 use bincode::{Decode, Encode};
 
@@ -128,6 +128,13 @@ impl Operator {
             (Kind::Candles(_) | Kind::Ticker(_), _) => None,
         }
     }
+}
+
+/// Whether there is room for the keys of trades beside those that are known.
+fn room_for(trades: &[Trade], known: usize, is_known: impl Fn(&str) -> bool) -> Result<(), Refused> {
+    let keys: BTreeSet<_> = trades.iter().map(|trade| &*trade.key).collect();
+    let new = keys.into_iter().filter(|key| !is_known(key)).count();
+    if known + new > MAX_KEYS { Err(Refused::TooManyKeys) } else { Ok(()) }
 }
 
 /// Largest state that is restored: what a checkpoint can hold at all.

@@ -37,11 +37,11 @@ async fn a_trusted_proxy_says_by_its_header_whose_connection_it_is() {
     let behind = |client: &str| format!("PROXY TCP4 {client} 10.0.0.1 12345 443\r\n");
     let mut connections = Vec::new();
     for client in ["198.51.100.7", "198.51.100.8"] {
-        let (connection, answer) = edge.open_behind(&behind(client)).await;
+        let (connection, answer) = edge.open(&behind(client), "/ws", "").await;
         assert!(answer.starts_with("HTTP/1.1 101"), "{answer}");
         connections.push(connection);
     }
-    let refused = edge.handshake_behind(&behind("198.51.100.7"), "/ws", "").await;
+    let (_, refused) = edge.open(&behind("198.51.100.7"), "/ws", "").await;
     assert!(refused.starts_with("HTTP/1.1 429"), "{refused}");
     // Without the header it is hung up on.
     assert_eq!(edge.handshake("/ws", "").await, "");

@@ -352,20 +352,11 @@ impl Edge {
 
     /// What a handshake with one more header is answered with; an edge that lets it in is hung up on.
     pub async fn handshake(&self, path: &str, header: &str) -> String {
-        self.handshake_behind("", path, header).await
+        self.open("", path, header).await.1
     }
 
-    /// The same through a proxy that says something first.
-    pub async fn handshake_behind(&self, proxy: &str, path: &str, header: &str) -> String {
-        self.open_behind_at(proxy, path, header).await.1
-    }
-
-    /// A connection through a proxy, and the answer to its handshake.
-    pub async fn open_behind(&self, proxy: &str) -> (TcpStream, String) {
-        self.open_behind_at(proxy, "/ws", "").await
-    }
-
-    async fn open_behind_at(&self, proxy: &str, path: &str, header: &str) -> (TcpStream, String) {
+    /// A connection on which a proxy may say something first, and the answer to its handshake.
+    pub async fn open(&self, proxy: &str, path: &str, header: &str) -> (TcpStream, String) {
         let request = format!(
             "{proxy}GET {path} HTTP/1.1\r\nhost: x\r\nconnection: Upgrade, close\r\nupgrade: websocket\r\n\
              sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n{header}\r\n"

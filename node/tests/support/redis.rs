@@ -236,7 +236,7 @@ fn free_port() -> u16 {
 
 /// A file of the tests of Redis.
 pub fn file(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/redis").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls").join(name)
 }
 
 /// Whether a stream is there.

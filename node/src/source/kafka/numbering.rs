@@ -34,30 +34,21 @@ use std::ops::RangeInclusive;
 
 use tickmesh_protocol::Epoch;
 
-use crate::source::{Place, Starts};
+use crate::source::{Place, Starts, generations};
 
 /// How a sequence is made of a position; part of the epoch.
 const RULE: &str = "offset";
-/// Generations that are looked for at the start. A log that has lost its end more often has its operators looking at it.
-const MAX_GENERATIONS: u32 = 256;
 /// Steps to a cut: halving 2^63 offsets takes 63.
 const MAX_STEPS: u32 = 64;
 
 /// The epoch of a partition. `log` is cluster id, topic and topic id; `generation` counts how often it lost its end.
 pub(super) fn epoch_of(log: &str, partition: i32, generation: u32) -> Epoch {
-    match generation {
-        0 => Epoch::of(log, partition.unsigned_abs(), RULE),
-        _ => Epoch::of(log, partition.unsigned_abs(), &format!("{RULE}/{generation}")),
-    }
+    generations::epoch_of(log, partition.unsigned_abs(), RULE, generation)
 }
 
 /// The newest generation of a partition that something is known of.
 pub(super) fn known(starts: &Starts, log: &str, partition: i32) -> Option<(u32, Place)> {
-    if starts.is_empty() {
-        return None;
-    }
-    let of = |generation| Some((generation, starts.of(epoch_of(log, partition, generation))?));
-    (0..MAX_GENERATIONS).rev().find_map(of)
+    generations::newest_known(starts, |generation| epoch_of(log, partition, generation))
 }
 
 /// What a partition holds, as far as it matters for reading on.

@@ -24,16 +24,10 @@ use super::{
     numbering::epoch_of,
     reading::record_of,
 };
-use crate::source::{LogReader, ReadError, Record, Stretch};
+use crate::source::{
+    LogReader, MAX_READ_BYTES, MAX_READ_POSITIONS, READ_DEADLINE, ReadError, Record, Stretch, WAITING_READS,
+};
 
-/// Requests that may wait for the one that is served; more are refused, as their clients would time out anyway.
-const WAITING_REQUESTS: usize = 64;
-/// Longest that one range may take once its turn has come.
-const READ_DEADLINE: Duration = Duration::from_secs(10);
-/// Most positions in one range; callers page.
-pub const MAX_READ_POSITIONS: u64 = 100_000;
-/// Most bytes in one answer.
-const MAX_READ_BYTES: usize = 64 * 1024 * 1024;
 /// How long one poll waits; how late a deadline or the end of the reader is noticed.
 const POLL_WAIT: Duration = Duration::from_millis(50);
 
@@ -61,7 +55,7 @@ impl Reader {
     /// The queue of the thread, which ends when this reader is dropped.
     fn requests(&self) -> &mpsc::Sender<Request> {
         self.requests.get_or_init(|| {
-            let (sender, mut requests) = mpsc::channel::<Request>(WAITING_REQUESTS);
+            let (sender, mut requests) = mpsc::channel::<Request>(WAITING_READS);
             let (config, status) = (self.config.clone(), self.status.clone());
             let serve = move || {
                 let mut server = Server { config, status, client: None, cluster: None };

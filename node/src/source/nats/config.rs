@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use async_nats::ServerAddr;
-use serde::Deserialize;
 
 use crate::{config::reader::Section, source::Start};
 
@@ -54,13 +53,6 @@ pub enum Login {
     Nkey(PathBuf),
     /// What `nsc` makes: a JWT and its NKey.
     Credentials(PathBuf),
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(String),
-    Many(Vec<String>),
 }
 
 impl Config {
@@ -122,10 +114,7 @@ impl Access {
 }
 
 fn read_urls(section: &mut Section) -> Option<Vec<ServerAddr>> {
-    let texts = match section.required("url")? {
-        OneOrMany::One(text) => vec![text],
-        OneOrMany::Many(texts) => texts,
-    };
+    let texts = section.required_list("url")?;
     if texts.is_empty() || texts.len() > MAX_LISTED {
         section.fault("url", format!("write one address, or a list of up to {MAX_LISTED}"));
         return None;

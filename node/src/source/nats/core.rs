@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     CoreConfig, Status,
-    link::{Link, Trouble},
+    link::{Ended, Link, Trouble},
 };
 use crate::{
     ops::{health::Condition, metrics::now_us},
@@ -56,19 +56,6 @@ struct Heard {
     next: AtomicU64,
     /// What was next when it was said last that reading begins.
     begun: AtomicU64,
-}
-
-/// Why listening is over.
-enum Ended {
-    Trouble(Trouble),
-    /// Nobody wants to know any more.
-    Stopped,
-}
-
-impl From<Trouble> for Ended {
-    fn from(trouble: Trouble) -> Self {
-        Self::Trouble(trouble)
-    }
 }
 
 impl Core {

@@ -59,6 +59,19 @@ impl Trouble {
     }
 }
 
+/// Why reading over a connection is over.
+pub(super) enum Ended {
+    Trouble(Trouble),
+    /// Nobody listens any more.
+    Stopped,
+}
+
+impl From<Trouble> for Ended {
+    fn from(trouble: Trouble) -> Self {
+        Self::Trouble(trouble)
+    }
+}
+
 /// A connection.
 pub(super) struct Link {
     pub(super) client: Client,

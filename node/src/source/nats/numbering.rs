@@ -17,29 +17,20 @@
 
 use tickmesh_protocol::Epoch;
 
-use crate::source::{Place, Starts};
+use crate::source::{Place, Starts, generations};
 
 /// How a sequence is made of a position; part of the epoch.
 const RULE: &str = "sequence";
-/// Generations that are looked for at the start. A stream that has lost its end more often has its operators looking at it.
-const MAX_GENERATIONS: u32 = 256;
 const NANOSECONDS: i128 = 1_000_000_000;
 
 /// The epoch of a stream. `log` is its name and when it was created; `generation` counts how often it lost its end.
 pub(super) fn epoch_of(log: &str, generation: u32) -> Epoch {
-    match generation {
-        0 => Epoch::of(log, 0, RULE),
-        _ => Epoch::of(log, 0, &format!("{RULE}/{generation}")),
-    }
+    generations::epoch_of(log, 0, RULE, generation)
 }
 
 /// The newest generation of a stream that something is known of.
 pub(super) fn known(starts: &Starts, log: &str) -> Option<(u32, Place)> {
-    if starts.is_empty() {
-        return None;
-    }
-    let of = |generation| Some((generation, starts.of(epoch_of(log, generation))?));
-    (0..MAX_GENERATIONS).rev().find_map(of)
+    generations::newest_known(starts, |generation| epoch_of(log, generation))
 }
 
 /// When the newest message was stored of those that were read.

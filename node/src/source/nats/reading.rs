@@ -17,7 +17,7 @@ use tokio::{sync::mpsc, time::sleep};
 
 use super::{
     Config, Place, Status, extent_of, is_compacted,
-    link::{Link, Trouble, stream},
+    link::{Ended, Link, Trouble, stream},
     log_of,
     numbering::{At, Extent, Stored, epoch_of, known, move_on},
     place_of, record_of,
@@ -37,19 +37,6 @@ const HEARTBEAT: Duration = Duration::from_secs(2);
 const MAX_BATCH_RECORDS: usize = 512;
 /// Most bytes handed on at once, the last record not counted.
 const MAX_BATCH_BYTES: usize = 1024 * 1024;
-
-/// Why a session is over.
-enum Ended {
-    Trouble(Trouble),
-    /// Nobody listens any more.
-    Stopped,
-}
-
-impl From<Trouble> for Ended {
-    fn from(trouble: Trouble) -> Self {
-        Self::Trouble(trouble)
-    }
-}
 
 /// The stream that is read, and how far.
 struct Here {
@@ -278,29 +265,20 @@ impl Reading {
 
     /// The alarm when a stream no longer holds what was to be read next.
     fn tell_lost(&self, at: At, extent: Extent, moved: At) {
-        let (source, stream) = (&self.status.source, &*self.stream);
-        let (lost, next, oldest, end) = (at.next, moved.next, extent.low, extent.end);
-        if moved.generation == at.generation {
-            tracing::error!(
-                source,
-                stream,
-                lost,
-                oldest,
-                end,
-                next,
-                "the stream no longer holds the sequence to read next: messages were deleted before they were read"
-            );
+        let what = if moved.generation == at.generation {
+            "the stream no longer holds the sequence to read next: messages were deleted before they were read"
         } else {
-            tracing::error!(
-                source,
-                stream,
-                lost,
-                oldest,
-                end,
-                next,
-                "the stream lost its end and gives the same sequences to other messages: going on in another epoch"
-            );
-        }
+            "the stream lost its end and gives the same sequences to other messages: going on in another epoch"
+        };
+        tracing::error!(
+            source = self.status.source,
+            stream = &*self.stream,
+            lost = at.next,
+            oldest = extent.low,
+            end = extent.end,
+            next = moved.next,
+            "{what}"
+        );
         self.status.figures.moved.inc();
     }
 

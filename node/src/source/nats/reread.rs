@@ -1,7 +1,7 @@
 //! Reads ranges again, over a connection of its own that is made with the first request. One range at a time: who asks is
 //! behind and can wait a moment.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use async_nats::jetstream::consumer::{Consumer, DeliverPolicy, pull};
 use futures_util::{FutureExt, StreamExt, future::BoxFuture};
@@ -17,16 +17,9 @@ use super::{
     numbering::epoch_of,
     place_of, record_of,
 };
-use crate::source::{LogReader, ReadError, Stretch};
-
-/// Requests that may wait for the one that is served; more are refused, as their clients would time out anyway.
-const WAITING_REQUESTS: usize = 64;
-/// Longest that one range may take once its turn has come.
-const READ_DEADLINE: Duration = Duration::from_secs(10);
-/// Most positions in one range; callers page.
-pub const MAX_READ_POSITIONS: u64 = 100_000;
-/// Most bytes in one answer.
-const MAX_READ_BYTES: usize = 64 * 1024 * 1024;
+use crate::source::{
+    LogReader, MAX_READ_BYTES, MAX_READ_POSITIONS, READ_DEADLINE, ReadError, Stretch, WAITING_READS,
+};
 
 /// The re-reading side of a NATS source.
 pub(super) struct Reader {
@@ -38,7 +31,7 @@ pub(super) struct Reader {
 
 impl Reader {
     pub(super) fn new(config: Config, status: Arc<Status>) -> Self {
-        Self { config, status, waiting: Semaphore::new(WAITING_REQUESTS), link: Mutex::new(None) }
+        Self { config, status, waiting: Semaphore::new(WAITING_READS), link: Mutex::new(None) }
     }
 
     async fn read_range(&self, from: u64, until: u64) -> Result<Stretch, ReadError> {

@@ -6,7 +6,6 @@ use std::{
 };
 
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
-use serde::Deserialize;
 use tickmesh_protocol::checkpoint::MAX_STATE_NAME_BYTES;
 
 use crate::{config::reader::Section, key_file, source::Start};
@@ -46,13 +45,6 @@ pub struct Config {
     pub start: Start,
     /// Part of all epochs: who changes it says that the streams are others.
     pub epoch: String,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(String),
-    Many(Vec<String>),
 }
 
 impl fmt::Debug for Config {
@@ -140,10 +132,7 @@ impl Config {
 }
 
 fn read_urls(section: &mut Section, cluster: bool) -> Option<Vec<ConnectionInfo>> {
-    let texts = match section.required("url")? {
-        OneOrMany::One(text) => vec![text],
-        OneOrMany::Many(texts) => texts,
-    };
+    let texts = section.required_list("url")?;
     let most = if cluster { MAX_URLS } else { 1 };
     if texts.is_empty() || texts.len() > most {
         let reason = format!("write one address, or with cluster = true a list of up to {MAX_URLS}");

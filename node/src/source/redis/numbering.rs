@@ -43,32 +43,22 @@ use std::{cmp::Ordering, collections::VecDeque};
 use tickmesh_protocol::Epoch;
 
 use super::id::Id;
-use crate::source::{Place, Starts};
+use crate::source::{Place, Starts, generations};
 
 /// How a sequence is made of an id; part of the epoch.
 const RULE: &str = "ms-n";
-/// Generations that are looked for at the start. A log that has lost its end more often has its operators looking at it.
-const MAX_GENERATIONS: u32 = 256;
 /// Entries of each stream that are known by their digests: how many a server may lose and the cut is still found exactly. With
 /// `appendfsync everysec` that is a second of a thousand entries, for 24 KiB.
 pub(super) const REMEMBERED: usize = 1024;
 
 /// The epoch of a stream. `log` is the configured name and the key; `generation` counts how often it lost its end.
 pub(super) fn epoch_of(log: &str, generation: u32) -> Epoch {
-    match generation {
-        0 => Epoch::of(log, 0, RULE),
-        _ => Epoch::of(log, 0, &format!("{RULE}/{generation}")),
-    }
+    generations::epoch_of(log, 0, RULE, generation)
 }
 
 /// The newest generation of a stream that something is known of.
 pub(super) fn known(starts: &Starts, log: &str) -> Option<(u32, Place)> {
-    if starts.is_empty() {
-        return None;
-    }
-    (0..MAX_GENERATIONS)
-        .rev()
-        .find_map(|generation| Some((generation, starts.of(epoch_of(log, generation))?)))
+    generations::newest_known(starts, |generation| epoch_of(log, generation))
 }
 
 /// What the server says of a stream.

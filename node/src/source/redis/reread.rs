@@ -1,7 +1,7 @@
 //! Reads ranges again, over a connection of its own. Requests are served one after the other: who asks is behind and can wait
 //! a moment.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use tickmesh_protocol::position::MAX_SEQUENCE;
@@ -19,20 +19,14 @@ use super::{
     reading::record_of,
     status::{Known, Status},
 };
-use crate::source::{LogReader, ReadError, Record, Stretch};
+use crate::source::{LogReader, MAX_READ_BYTES, READ_DEADLINE, ReadError, Record, Stretch, WAITING_READS};
 
-/// Requests that may wait for the one that is served; more are refused, as their clients would time out anyway.
-const WAITING_REQUESTS: usize = 64;
-/// Longest that one range may take once its turn has come.
-const READ_DEADLINE: Duration = Duration::from_secs(10);
 /// Entries that are asked for at once.
 const PAGE: usize = 512;
 /// Most positions in one range: all there are. What bounds an answer is what is found there.
-const MAX_READ_POSITIONS: u64 = MAX_SEQUENCE + 1;
+const ALL_POSITIONS: u64 = MAX_SEQUENCE + 1;
 /// Most records in one answer; callers page.
-pub const MAX_READ_RECORDS: usize = 100_000;
-/// Most bytes in one answer.
-const MAX_READ_BYTES: usize = 64 * 1024 * 1024;
+const MAX_READ_RECORDS: usize = 100_000;
 /// Redirections that are followed for one request.
 const MAX_REDIRECTIONS: usize = 4;
 
@@ -62,7 +56,7 @@ impl From<Trouble> for Failed {
 
 impl Reader {
     pub(super) fn new(config: Arc<Config>, status: Arc<Status>) -> Self {
-        Self { config, status, waiting: Semaphore::new(WAITING_REQUESTS), link: Mutex::new(None) }
+        Self { config, status, waiting: Semaphore::new(WAITING_READS), link: Mutex::new(None) }
     }
 
     async fn read_in_turn(&self, key: &str, from: u64, until: u64) -> Result<Stretch, ReadError> {
@@ -210,7 +204,7 @@ impl LogReader for Reader {
             if partition != 0 {
                 return Err(unknown(topic, partition));
             }
-            if until.saturating_sub(from) > MAX_READ_POSITIONS {
+            if until.saturating_sub(from) > ALL_POSITIONS {
                 return Err(ReadError::TooLarge { topic: topic.to_owned() });
             }
             let Ok(_waiting) = self.waiting.try_acquire() else {

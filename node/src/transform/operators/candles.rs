@@ -33,7 +33,7 @@ use std::{
 
 use bincode::{Decode, Encode};
 
-use super::{MAX_KEYS, Refused, Told, Trade, candle::Candle, due::Due};
+use super::{Refused, Told, Trade, candle::Candle, due::Due, room_for};
 
 /// Most intervals of one route: from a second to a week there are a dozen that anybody draws.
 pub const MAX_INTERVALS: usize = 16;
@@ -148,11 +148,7 @@ impl Candles {
     }
 
     pub(super) fn take(&mut self, trades: &[Trade]) -> Result<(Vec<Told>, usize), Refused> {
-        let keys: BTreeSet<_> = trades.iter().map(|trade| &*trade.key).collect();
-        let new = keys.into_iter().filter(|key| !self.keys.contains(*key)).count();
-        if self.keys.len() + new > MAX_KEYS {
-            return Err(Refused::TooManyKeys);
-        }
+        room_for(trades, self.keys.len(), |key| self.keys.contains(key))?;
         let (mut telling, mut late) = (BTreeMap::new(), 0);
         for trade in trades {
             late += usize::from(!self.take_one(trade, &mut telling));

@@ -9,7 +9,7 @@
 //! exact. Where no trade is left in the 24 hours, all prices are that of the last trade before them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     fmt::Write as _,
     rc::Rc,
 };
@@ -17,7 +17,7 @@ use std::{
 use bigdecimal::RoundingMode;
 use bincode::{Decode, Encode};
 
-use super::{MAX_KEYS, Refused, Told, Trade, candle::Candle, due::Due};
+use super::{MAX_KEYS, Refused, Told, Trade, candle::Candle, due::Due, room_for};
 use crate::transform::decimal::Decimal;
 
 const MINUTE_MS: u64 = 60_000;
@@ -73,11 +73,7 @@ impl Ticker {
     }
 
     pub(super) fn take(&mut self, trades: &[Trade]) -> Result<(Vec<Told>, usize), Refused> {
-        let keys: BTreeSet<_> = trades.iter().map(|trade| &*trade.key).collect();
-        let new = keys.into_iter().filter(|key| !self.keys.contains_key(*key)).count();
-        if self.keys.len() + new > MAX_KEYS {
-            return Err(Refused::TooManyKeys);
-        }
+        room_for(trades, self.keys.len(), |key| self.keys.contains_key(key))?;
         let late = trades.iter().filter(|trade| !self.take_one(trade)).count();
         let mut told = BTreeMap::new();
         while let Some(key) = self.due.pop(self.now_ms) {
