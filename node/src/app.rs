@@ -1,6 +1,7 @@
 //! The only wiring of a peer: bind, start, drain. Everything else knows its own stage and [`crate::ports`].
 
 mod admin;
+mod catalogue;
 mod connect;
 mod ingest_stage;
 mod overview;
@@ -19,6 +20,7 @@ use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::{
+    catalogue::Keeper,
     connect::MeshUpstream,
     ingest_stage::{IngestStage, Shared},
 };
@@ -62,6 +64,8 @@ pub struct Running {
 #[derive(Default)]
 struct Stages {
     sources: Vec<Stage>,
+    /// Ends the sources that came while it ran.
+    catalogue: Option<Keeper>,
     ingest: Option<(CancellationToken, thread::JoinHandle<()>)>,
     edge: Option<Stage>,
     mesh: Option<Stage>,
@@ -128,19 +132,17 @@ impl Bound {
 
         let (edge_input, batches) = mpsc::channel(EDGE_INPUT_BATCHES);
         let (ingest_input, inputs) = mpsc::channel(INGEST_INPUTS);
+        let shared = Shared {
+            region: &config.region,
+            private: &config.private,
+            signer: &config.signing.signer,
+            registry: &registry,
+            health: &health,
+            lifecycle: &lifecycle,
+            dead_letters: &dead_letters,
+        };
         let ingest = match config.ingest {
-            Some(role) => {
-                let shared = Shared {
-                    region: &config.region,
-                    private: &config.private,
-                    signer: &config.signing.signer,
-                    registry: &registry,
-                    health: &health,
-                    lifecycle: &lifecycle,
-                    dead_letters: &dead_letters,
-                };
-                Some(IngestStage::open(role, identity.signing_key(), &shared)?)
-            }
+            Some(role) => Some(IngestStage::open(role, identity.signing_key(), &shared)?),
             None => None,
         };
         let auth_stop = CancellationToken::new();
@@ -159,7 +161,8 @@ impl Bound {
             feeds: ingest.as_ref().map(|stage| stage.opened.feeds()),
         };
         let sees = ingest.as_ref().map(|stage| stage.opened.overlook());
-        let siblings = config.mesh.publishers.as_ref().map_or(0, Vec::len) > 1;
+        let publishers = config.mesh.publishers.iter().flatten().copied();
+        let siblings: Vec<_> = publishers.filter(|key| *key != me).collect();
         let mesh_stop = CancellationToken::new();
         let (mesh, task) = mesh::start(
             config.mesh.clone(),
@@ -198,11 +201,12 @@ impl Bound {
             stages.edge = Some(Stage { stop, task: watched(task, &ended) });
         }
 
-        if let Some(stage) = ingest {
-            stage.start(&mesh, inputs, siblings, &ended, &mut stages).await?;
-        }
+        let keeper = match ingest {
+            Some(stage) => Some(stage.start(&mesh, inputs, siblings, &shared, &ended, &mut stages).await?),
+            None => None,
+        };
 
-        let admin = admin::router(config.ops.admin_token, Arc::clone(&authenticator), publishes);
+        let admin = admin::router(config.ops.admin_token, Arc::clone(&authenticator), keeper);
         if let Some(me) = publishes.then_some(me) {
             let stop = auth_stop.clone();
             tokio::spawn(admin::follow_siblings(mesh.clone(), me, authenticator, stop));
@@ -247,12 +251,15 @@ impl Running {
 
     /// Ends the stages one after the other, in the direction of the data, so that what was read is still delivered.
     pub async fn drain(self) {
-        let Stages { sources, ingest, edge, mesh, ops, auth: _auth } = self.stages;
+        let Stages { sources, catalogue, ingest, edge, mesh, ops, auth: _auth } = self.stages;
         for source in &sources {
             source.stop.cancel();
         }
         for source in sources {
             source.end("source").await;
+        }
+        if let Some(catalogue) = catalogue {
+            catalogue.end_sources().await;
         }
         if let Some((stop, thread)) = ingest {
             stop.cancel();

@@ -44,6 +44,12 @@ pub struct IngestRole {
     pub routes: Vec<RouteConfig>,
     /// Where it is kept how far this peer is; nowhere, for a peer that lives for a moment.
     pub checkpoint_file: Option<PathBuf>,
+    /// Where sources and routes that were changed while running are kept, and what the files of its directory were.
+    pub catalogue_file: Option<PathBuf>,
+    /// `ingest.catalogue`: a folder of files with sources and routes, looked at while running.
+    pub catalogue_folder: Option<PathBuf>,
+    /// What files of sources are relative to.
+    pub folder: PathBuf,
 }
 
 /// One source, and who reads it.
@@ -172,11 +178,10 @@ impl Config {
             })
             .or_else(|| unused(&mut root, "edge", "edge"));
         // Peers that are tried out in one folder must not share it.
-        let checkpoint_file = data_dir.join(format!("{}.checkpoint", name.as_deref().unwrap_or_default()));
-        let ingest = roles
-            .contains("ingest")
-            .then(|| read_ingest(&mut root, folder, checkpoint_file, &private))
-            .or_else(|| {
+        let file = |kind| data_dir.join(format!("{}.{kind}", name.as_deref().unwrap_or_default()));
+        let files = (file("checkpoint"), file("catalogue"));
+        let ingest =
+            roles.contains("ingest").then(|| read_ingest(&mut root, folder, files, &private)).or_else(|| {
                 for key in ["ingest", "source", "route"] {
                     unused::<()>(&mut root, key, "ingest");
                 }
@@ -241,10 +246,14 @@ fn unused<T>(root: &mut Section, key: &'static str, role: &str) -> Option<T> {
 fn read_ingest(
     root: &mut Section,
     folder: &Path,
-    checkpoint_file: PathBuf,
+    (checkpoint_file, catalogue_file): (PathBuf, PathBuf),
     private: &HashSet<String>,
 ) -> IngestRole {
-    let ingest = read_section(root, "ingest", ingest::Config::read);
+    let mut catalogue_folder = None;
+    let ingest = read_section(root, "ingest", |section| {
+        catalogue_folder = section.optional::<PathBuf>("catalogue").map(|catalogue| folder.join(catalogue));
+        ingest::Config::read(section)
+    });
     let sources: Vec<_> = root
         .sections("source")
         .into_iter()
@@ -253,7 +262,7 @@ fn read_ingest(
             source::Config::read(section, folder).map(|source| SourceRole { source, tiers })
         })
         .collect();
-    if sources.is_empty() {
+    if sources.is_empty() && catalogue_folder.is_none() {
         root.fault("source", "an ingest peer needs at least one [[source]]");
     }
     let mut names = HashSet::new();
@@ -264,13 +273,28 @@ fn read_ingest(
     }
     let mut routes = Vec::new();
     for mut section in root.sections("route") {
-        routes.extend(RouteConfig::read(&mut section));
+        let route = RouteConfig::read(&mut section);
+        if let Some(RouteConfig { name, .. }) = &route
+            && !name.is_empty()
+            && routes.iter().any(|known: &RouteConfig| known.name == *name)
+        {
+            section.fault("name", format!("two routes are named {name:?}"));
+        }
+        routes.extend(route);
         section.finish();
     }
     for route in routes.iter().filter(|route| !names.contains(&route.source)) {
         root.fault("route", format!("no source is named {:?}", route.source));
     }
-    let role = IngestRole { ingest, sources, routes, checkpoint_file: Some(checkpoint_file) };
+    let role = IngestRole {
+        ingest,
+        sources,
+        routes,
+        checkpoint_file: Some(checkpoint_file),
+        catalogue_file: Some(catalogue_file),
+        catalogue_folder,
+        folder: folder.to_owned(),
+    };
     for fault in role.policies(private).1 {
         root.fault("route", fault);
     }

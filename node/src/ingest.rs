@@ -17,13 +17,16 @@
 //! | `retained` | last events and order books, for snapshots |
 //! | `store`, `rescan` | what feeds are served from: the history, and the log behind it |
 //! | `checkpoint` | how far this peer is, on disk |
+//! | `control`, `hold` | routes and sources that change: where everybody waits, and what is other from there on |
 //! | `overview` | how this peer sees the mesh, for people |
 //! | `dead_letters` | records that could not become events |
 
 mod checkpoint;
+mod control;
 mod core;
 pub mod dead_letters;
 mod history;
+mod hold;
 mod metrics;
 mod overview;
 pub mod rescan;
@@ -65,13 +68,14 @@ use self::{
     rescan::{Log, Rescan},
     retained::RetainedStreams,
     store::{Feeds, Store, StoreParts},
-    warmth::Warmth,
-    worker::Worker,
+    worker::{LaneMaker, Worker},
 };
 pub use self::{
     checkpoint::load as load_checkpoint,
+    control::{Change, Control, Ended, NewLane},
     dead_letters::{DeadLetter, DeadLetters},
     overview::{Overlook, Overview},
+    store::Asked,
     tiers::Tiers,
 };
 use crate::{
@@ -80,7 +84,7 @@ use crate::{
     ports::{FeedStore, IngestInput},
     signing::Signer,
     source::{LogReader, SourceEvent},
-    transform::{Operators, Policies, RouteConfig, Routes, Transform, jq, jq::JqError},
+    transform::{Policies, RouteTable, jq, jq::JqError},
 };
 
 /// What is kept of the log that was read again, for others who ask for the same: two chunks of the largest records for
@@ -174,7 +178,7 @@ pub trait Outlet: Send + Sync + 'static {
 /// One source and what becomes of its records.
 pub struct Lane {
     pub source: String,
-    pub routes: Routes,
+    pub routes: RouteTable,
     /// Channels of records that pass without a route, if the source knows them.
     pub channels: Option<&'static [&'static str]>,
     pub tiers: Tiers,
@@ -212,6 +216,8 @@ pub struct Opened {
     store: Arc<Store>,
     overlook: Overlook,
     overlooks: mpsc::Receiver<oneshot::Sender<Overview>>,
+    control: Control,
+    requests: mpsc::Receiver<control::Request>,
 }
 
 /// What an ingest peer runs with.
@@ -228,28 +234,43 @@ pub struct Start {
     pub ended: DropGuard,
 }
 
-/// Makes what feeds are served from.
+/// Why a source is not ready at first.
+const WARMING: &str = "warming: reading the log up to its end";
+
+impl Lane {
+    fn log(&self) -> Log {
+        Log {
+            source: self.source.clone(),
+            reader: Arc::clone(&self.reader),
+            routes: Arc::clone(&self.routes),
+            channels: self.channels,
+        }
+    }
+
+    fn status(&self) -> SourceStatus {
+        SourceStatus { name: self.source.clone(), warm: false, lag: 0 }
+    }
+}
+
+/// The channels that operators make.
+fn computed(lanes: &[Lane]) -> impl Iterator<Item = String> {
+    let routes = lanes.iter().flat_map(|lane| lane.routes.iter());
+    routes.filter_map(|route| route.config.computed_channel()).map(str::to_owned)
+}
+
+/// Makes what feeds are served from. What others ask about the catalogue goes to `catalogue`.
 ///
 /// # Errors
 /// If a route does not compile, or a thread cannot be started.
-pub fn open(parts: Parts) -> io::Result<Opened> {
+pub fn open(parts: Parts, catalogue: mpsc::Sender<Asked>) -> io::Result<Opened> {
     let boot = boot_id(&parts.key);
     let history = History::new(parts.config.history_bytes, parts.config.history_age);
-    let sources = parts
-        .lanes
-        .iter()
-        .map(|lane| SourceStatus { name: lane.source.clone(), warm: false, lag: 0 })
-        .collect();
+    let sources = parts.lanes.iter().map(Lane::status).collect();
     let status = Status { boot, region: parts.region.clone(), sources, lag_us: 0 };
     for lane in &parts.lanes {
-        lane.condition.waiting("warming: reading the log up to its end");
+        lane.condition.waiting(WARMING);
     }
-    let logs = parts.lanes.iter().map(|lane| Log {
-        source: lane.source.clone(),
-        reader: Arc::clone(&lane.reader),
-        routes: lane.routes.clone(),
-        channels: lane.channels,
-    });
+    let logs = parts.lanes.iter().map(Lane::log);
     let rescan = Rescan::new(
         logs.collect(),
         parts.private.clone(),
@@ -258,8 +279,7 @@ pub fn open(parts: Parts) -> io::Result<Opened> {
         &parts.registry,
         parts.stop.clone(),
     )?;
-    let routes = parts.lanes.iter().flat_map(|lane| lane.routes.iter());
-    let computed = routes.filter_map(RouteConfig::computed_channel).map(str::to_owned).collect();
+    let computed = computed(&parts.lanes).collect();
     let retained = RetainedStreams::new(&parts.registry);
     let store = Arc::new(Store::new(StoreParts {
         history,
@@ -269,11 +289,14 @@ pub fn open(parts: Parts) -> io::Result<Opened> {
         boot,
         private: parts.private.clone(),
         computed,
+        catalogue,
         status,
         rescan,
     }));
     let (overlook, overlooks) = mpsc::channel(overview::WAITING);
-    Ok(Opened { parts, boot, store, overlook: Overlook(overlook), overlooks })
+    let (control, requests) = mpsc::channel(control::WAITING);
+    let (overlook, control) = (Overlook(overlook), Control(control));
+    Ok(Opened { parts, boot, store, overlook, overlooks, control, requests })
 }
 
 impl Opened {
@@ -285,6 +308,31 @@ impl Opened {
     /// How this peer sees the mesh.
     pub fn overlook(&self) -> Overlook {
         self.overlook.clone()
+    }
+
+    /// Has other routes and sources from the beginning on: those that are not named are not read.
+    pub fn change(&mut self, routes: &BTreeMap<String, RouteTable>, policies: Policies, added: Vec<Lane>) {
+        self.parts.policies = policies;
+        self.parts.lanes.retain(|lane| routes.contains_key(&lane.source));
+        for lane in &mut self.parts.lanes {
+            if let Some(table) = routes.get(&lane.source) {
+                lane.routes = Arc::clone(table);
+                self.store.change_routes(&lane.source, Arc::clone(table));
+            }
+        }
+        for lane in added {
+            lane.condition.waiting(WARMING);
+            self.store.add_log(lane.log());
+            self.parts.lanes.push(lane);
+        }
+        self.store.add_computed(computed(&self.parts.lanes));
+        let sources = self.parts.lanes.iter().map(Lane::status).collect();
+        self.store.update_status(|status| status.sources = sources);
+    }
+
+    /// Changes its routes and sources, once it runs.
+    pub fn control(&self) -> Control {
+        self.control.clone()
     }
 
     /// Starts the ingest thread. It ends soon after `stop`, when what it holds has been published.
@@ -308,7 +356,7 @@ impl Opened {
     }
 
     fn worker(self, start: Start, checkpoints: Option<Writer>) -> Result<Worker, JqError> {
-        let Self { parts, boot, store, overlooks, .. } = self;
+        let Self { parts, boot, store, overlooks, requests, .. } = self;
         let ingested = parts.registry.counters(
             "events_ingested_total",
             "Events made of records, by their source.",
@@ -319,25 +367,11 @@ impl Opened {
             "From the engine's timestamp to ingest, once per group of records, by source; without what is replayed.",
             &["source"],
         );
-        let mut lanes: Vec<_> = (0..)
+        let maker = LaneMaker { private: Arc::clone(&parts.private), ingested, latency };
+        let mut lanes = (0..)
             .zip(parts.lanes.into_iter().zip(start.events))
-            .map(|(id, (lane, events))| {
-                Ok(worker::Lane {
-                    id: SourceId(id),
-                    ingested: ingested.with_label_values(&[&lane.source]),
-                    latency: latency.with_label_values(&[&lane.source]),
-                    transform: Transform::new(&lane.routes, lane.channels, &parts.private)?,
-                    operators: Operators::new(&lane.routes),
-                    source: lane.source,
-                    events,
-                    open: true,
-                    tiers: lane.tiers,
-                    warmth: Warmth::default(),
-                    condition: lane.condition,
-                    lag: lane.lag,
-                })
-            })
-            .collect::<Result<_, JqError>>()?;
+            .map(|(id, (lane, events))| Ok(maker.lane(SourceId(id), lane, events)?.0))
+            .collect::<Result<Vec<_>, JqError>>()?;
         let settings = Settings {
             batch: parts.config.batch,
             max_batches: parts.config.max_batches,
@@ -378,7 +412,18 @@ impl Opened {
             core.restore(state, &mut lanes);
         }
         let Start { mesh, ended, .. } = start;
-        Ok(Worker { lanes, next_lane: 0, mesh, mesh_open: true, overlooks, core, _ended: ended })
+        Ok(Worker {
+            lanes,
+            next_lane: 0,
+            mesh,
+            mesh_open: true,
+            overlooks,
+            control: requests,
+            hold: None,
+            maker,
+            core,
+            _ended: ended,
+        })
     }
 }
 

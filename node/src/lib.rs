@@ -4,6 +4,7 @@
 pub mod app;
 pub mod auth;
 pub mod config;
+pub mod durable;
 pub mod edge;
 pub mod ingest;
 pub mod key_file;

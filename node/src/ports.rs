@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tickmesh_protocol::{
     Event, Position, PublisherKey, Sequence, SignedBatch, StreamName, Topic,
+    catalogue::{Answer, Ask},
     feed::{FeedEnd, Status},
     head::{HeadReply, HeadRequest},
 };
@@ -57,6 +58,9 @@ pub trait FeedStore: Send + Sync + 'static {
 
     /// What this peer says of itself.
     fn status(&self) -> watch::Receiver<Status>;
+
+    /// Answers another ingest peer's question about the catalogue.
+    fn catalogue(&self, ask: Ask) -> BoxFuture<'_, Answer>;
 
     /// The state of a source, as bytes for a peer that starts; `None` if there is no such source, or it is not warm.
     fn state(&self, source: &str) -> BoxFuture<'_, Option<Bytes>>;

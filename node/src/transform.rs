@@ -10,14 +10,17 @@ pub mod operators;
 mod policies;
 mod route;
 mod running;
+mod sample;
+pub mod table;
 
-use std::{collections::HashSet, sync::Arc};
+use std::collections::HashSet;
 
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tickmesh_protocol::{
-    StreamName, UserId, event::MAX_EVENT_DATA_BYTES, stream::InvalidStreamName, user::InvalidUserId,
+    StreamName, UserId, catalogue::Life, event::MAX_EVENT_DATA_BYTES, stream::InvalidStreamName,
+    user::InvalidUserId,
 };
 
 use self::{
@@ -29,6 +32,8 @@ pub use self::{
     policies::Policies,
     route::{Makes, OperatorConfig, RouteConfig},
     running::Operators,
+    sample::{Sample, Tried, becomes, try_routes},
+    table::{RouteId, RouteTable, TableRoute},
 };
 use crate::source::{MAX_RECORD_BYTES, Record};
 
@@ -45,6 +50,8 @@ pub struct Transform {
 pub const MAX_PARTS: usize = 1024;
 
 struct Route {
+    id: RouteId,
+    life: Life,
     topic: wildmatch::WildMatch,
     filter: Option<Filter>,
     split: Option<Filter>,
@@ -77,7 +84,7 @@ pub enum Made {
     Event(Transformed),
     /// Trades for the operator of a route: see [`Operators`].
     Trades {
-        route: usize,
+        route: RouteId,
         trades: Vec<Trade>,
     },
 }
@@ -148,8 +155,40 @@ impl Transform {
         passing: Option<&'static [&'static str]>,
         private: &HashSet<String>,
     ) -> Result<Self, JqError> {
-        let routes = routes.iter().map(Route::compile).collect::<Result<_, _>>()?;
-        Ok(Self { routes, passing, private: private.clone() })
+        Self::of(&table::fixed(routes), passing, private)
+    }
+
+    /// As [`Self::new`], of routes that change.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn of(
+        routes: &[TableRoute],
+        passing: Option<&'static [&'static str]>,
+        private: &HashSet<String>,
+    ) -> Result<Self, JqError> {
+        let mut transform = Self { routes: Vec::new(), passing, private: private.clone() };
+        transform.change(routes)?;
+        Ok(transform)
+    }
+
+    /// Takes other routes. Those that are in both go on as they are, but for their lives.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; nothing is changed then.
+    pub fn change(&mut self, routes: &[TableRoute]) -> Result<(), JqError> {
+        let known = |id: RouteId| self.routes.iter().any(|route| route.id == id);
+        let new = routes.iter().filter(|route| !known(route.id));
+        let mut new = new.map(Route::compile).collect::<Result<Vec<_>, _>>()?;
+        let mut before = std::mem::take(&mut self.routes);
+        before.append(&mut new);
+        // In the order of the table, so that what one record becomes has one order at all peers.
+        for TableRoute { id, life, .. } in routes {
+            if let Some(at) = before.iter().position(|route| route.id == *id) {
+                self.routes.push(Route { life: life.clone(), ..before.swap_remove(at) });
+            }
+        }
+        Ok(())
     }
 
     /// Whether some record may become an event of this channel.
@@ -157,14 +196,28 @@ impl Transform {
         if self.routes.is_empty() {
             return self.passing.is_none_or(|channels| channels.contains(&channel));
         }
-        self.routes.iter().any(|route| match &route.channel {
+        self.routes.iter().filter(|route| !route.life.is_over()).any(|route| match &route.channel {
             Channel::Fixed(name) => name == channel,
             Channel::Computed(_) => true,
         })
     }
 
-    /// What a record becomes: an outcome for each route that takes its topic, or for each part that the route makes of it.
+    /// What a record of the log becomes by the routes that are there at its position: an outcome for each that takes its topic, or
+    /// for each part that the route makes of it.
+    pub fn apply_in_place(&self, record: &Record) -> Vec<Result<Made, Rejected>> {
+        self.apply_where(record.into(), |life| life.covers(record.epoch, record.position))
+    }
+
+    /// What a record becomes by all routes that are there now, wherever it stands.
     pub fn apply(&self, record: Taken<'_>) -> Vec<Result<Made, Rejected>> {
+        self.apply_where(record, |life| !life.is_over())
+    }
+
+    fn apply_where(
+        &self,
+        record: Taken<'_>,
+        is_there: impl Fn(&Life) -> bool,
+    ) -> Vec<Result<Made, Rejected>> {
         let bytes = record.key.map_or(0, Bytes::len) + record.value.len();
         if bytes > MAX_RECORD_BYTES {
             return vec![Err(Rejected::RecordTooLarge(bytes))];
@@ -178,10 +231,10 @@ impl Transform {
         };
         let mut outcomes = Vec::new();
         let mut routed = false;
-        for (index, route) in self.routes.iter().enumerate() {
+        for route in self.routes.iter().filter(|route| is_there(&route.life)) {
             if route.topic.matches(record.topic) {
                 routed = true;
-                self.apply_route(index, route, &input, record, &mut outcomes);
+                self.apply_route(route, &input, record, &mut outcomes);
             }
         }
         if routed { outcomes } else { vec![Err(Rejected::Unrouted(record.topic.to_owned()))] }
@@ -189,7 +242,6 @@ impl Transform {
 
     fn apply_route(
         &self,
-        index: usize,
         route: &Route,
         input: &jq::Input,
         record: Taken<'_>,
@@ -210,7 +262,7 @@ impl Transform {
         };
         match &route.maker {
             Maker::Operator(_) if parts.is_empty() => {}
-            Maker::Operator(reader) => outcomes.push(self.trades(index, route, reader, parts, record)),
+            Maker::Operator(reader) => outcomes.push(self.trades(route, reader, parts, record)),
             Maker::AsItIs => outcomes.extend(parts.iter().map(|part| self.event(route, None, part, whole))),
             Maker::Data(data) => {
                 outcomes.extend(parts.iter().map(|part| self.event(route, Some(data), part, whole)));
@@ -251,7 +303,6 @@ impl Transform {
 
     fn trades(
         &self,
-        index: usize,
         route: &Route,
         reader: &TradeReader,
         parts: &[jq::Input],
@@ -270,12 +321,12 @@ impl Transform {
             Ok(Trade { key, price, quantity, time_ms })
         };
         let trades = parts.iter().map(trade).collect::<Result<_, Rejected>>()?;
-        Ok(Made::Trades { route: index, trades })
+        Ok(Made::Trades { route: route.id, trades })
     }
 }
 
 impl Route {
-    fn compile(config: &RouteConfig) -> Result<Self, JqError> {
+    fn compile(TableRoute { id, config, life }: &TableRoute) -> Result<Self, JqError> {
         let optional = |program: &Option<String>| program.as_deref().map(Filter::compile).transpose();
         let maker = match &config.makes {
             Makes::AsItIs => Maker::AsItIs,
@@ -287,6 +338,8 @@ impl Route {
             }),
         };
         Ok(Self {
+            id: *id,
+            life: life.clone(),
             topic: wildmatch::WildMatch::new(&config.topic),
             filter: optional(&config.filter)?,
             split: optional(&config.split)?,
@@ -370,8 +423,8 @@ fn transformed(stream: StreamName, data: Bytes) -> Result<Transformed, Rejected>
     Ok(Transformed { stream, data })
 }
 
-/// The routes of one source, shared with whoever compiles them.
-pub type Routes = Arc<[RouteConfig]>;
+/// The routes of one source.
+pub type Routes = std::sync::Arc<[RouteConfig]>;
 
 #[cfg(test)]
 mod tests;

@@ -30,6 +30,9 @@ mod load;
 mod node;
 #[path = "chaos/pauses.rs"]
 mod pauses;
+#[allow(clippy::duplicate_mod, reason = "the file of each server stands alone")]
+#[path = "support/ports.rs"]
+mod ports;
 #[path = "chaos/report.rs"]
 mod report;
 #[path = "chaos/rig.rs"]

@@ -3,9 +3,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
 
+#[path = "support/ports.rs"]
+mod ports;
+
 use std::{
     io::{BufRead, BufReader, Lines},
-    net::TcpListener,
     process::{Child, ChildStdout, Command, Stdio},
     sync::{
         Arc,
@@ -16,6 +18,7 @@ use std::{
 
 use axum::{Router, routing::any};
 use jsonwebtoken::Algorithm;
+use ports::free_port;
 use serde_json::Value;
 use tickmesh::auth::{self, Authenticator, ClaimNames, IntrospectionConfig, JwtConfig, JwtKeys, Refusal};
 use tickmesh::ops::metrics::Registry;
@@ -76,10 +79,6 @@ impl Drop for Provider {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// The tokens of clients name them by `client_id`, and their scope is their roles.

@@ -10,10 +10,11 @@
 
 #[path = "support/node.rs"]
 mod node;
+#[path = "support/ports.rs"]
+mod ports;
 
 use std::{
     fs,
-    net::TcpListener,
     process::{Command, Output},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -21,6 +22,7 @@ use std::{
 use futures_util::StreamExt;
 use jsonwebtoken::{EncodingKey, Header};
 use node::{Network, Node, Ports, Role, wait_until};
+use ports::free_port;
 use serde_json::json;
 use tickmesh::auth::hash_of;
 use tokio::{net::TcpStream, runtime::Runtime, time::timeout};
@@ -141,10 +143,6 @@ impl Rig {
             false
         })
     }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn now() -> u64 {

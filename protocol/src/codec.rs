@@ -17,6 +17,7 @@ use bytes::Bytes;
 use crate::{
     Batch, Epoch, Event, Position, Previous, PublisherKey, Sequence, StreamName, Topic,
     batch::{MAX_BATCH_EVENTS, MAX_BATCH_HEADS, SIGNATURE_BYTES},
+    catalogue::InvalidChange,
     event::MAX_EVENT_DATA_BYTES,
     feed::MAX_STATUS_SOURCES,
     head::{Head, HeadReply, HeadRequest, MAX_HEAD_LEFT, MAX_HEAD_READ, MAX_HEAD_STREAMS},
@@ -94,6 +95,8 @@ pub enum CodecError {
     Sequence(#[from] SequenceTooLarge),
     #[error("an event's signature: {0}")]
     Signature(#[from] InvalidSignature),
+    #[error("the catalogue: {0}")]
+    Catalogue(#[from] InvalidChange),
 }
 
 #[derive(Encode, BorrowDecode)]

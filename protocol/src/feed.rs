@@ -38,7 +38,12 @@
 
 use bytes::Bytes;
 
-use crate::{Event, Position, SignedBatch, StreamName, Topic, client::Credential, revocation::Revocation};
+use crate::{
+    Event, Position, SignedBatch, StreamName, Topic,
+    catalogue::{Answer, Ask},
+    client::Credential,
+    revocation::Revocation,
+};
 
 /// Most streams that one request names, and one [`FeedFrame::End`] answers for: what an edge of some thousand clients
 /// misses of one topic after a long pause.
@@ -95,6 +100,8 @@ pub enum FeedRequest {
     },
     /// Private streams, as [`PrivateChange`]s name them, and what was revoked. Only for publishers and the edges in `mesh.edges`.
     Private,
+    /// What ingest peers say to one another about sources and routes that change. Only for publishers.
+    Catalogue(Box<Ask>),
 }
 
 /// What an edge tells an ingest peer on a private feed.
@@ -163,6 +170,8 @@ pub enum FeedFrame {
     /// What is retained of streams: events whose `data` is all there is to know at their `sequence`. Signed as snapshots,
     /// see [`SignedBatch::sign_snapshots`].
     Snapshots(SignedBatch),
+    /// The answer to [`FeedRequest::Catalogue`], and the last frame.
+    Catalogue(Box<Answer>),
 }
 
 /// How a feed ended for one stream.
@@ -207,7 +216,7 @@ impl FeedRequest {
             Self::Streams { topic, .. } | Self::Topic { topic, .. } | Self::Snapshots { topic, .. } => {
                 Some(topic)
             }
-            Self::Status | Self::State { .. } | Self::Private => None,
+            Self::Status | Self::State { .. } | Self::Private | Self::Catalogue(_) => None,
         }
     }
 
@@ -216,7 +225,7 @@ impl FeedRequest {
         match self {
             Self::Streams { live, .. } | Self::Topic { live, .. } => *live,
             Self::Status | Self::Private => true,
-            Self::State { .. } | Self::Snapshots { .. } => false,
+            Self::State { .. } | Self::Snapshots { .. } | Self::Catalogue(_) => false,
         }
     }
 }

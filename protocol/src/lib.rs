@@ -28,6 +28,7 @@
 
 pub mod batch;
 pub mod book;
+pub mod catalogue;
 pub mod checkpoint;
 pub mod client;
 pub mod codec;

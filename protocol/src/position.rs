@@ -55,7 +55,7 @@ impl<'de> Deserialize<'de> for Sequence {
 
 /// Identity of what numbers a stream: log, partition and numbering rule. A recreated log or a moved partition is
 /// another epoch, and sequences of different epochs must not be compared. Clients see 16 hexadecimal digits.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch(u64);
 
 impl Epoch {

@@ -9,6 +9,7 @@ use proptest::{prelude::*, sample::Index};
 use tickmesh_protocol::{
     Batch, Epoch, Event, Position, Previous, Sequence, SignedBatch, SigningKey, StreamName, Topic,
     batch::InvalidBatch,
+    catalogue::{Answer, Ask, Catalogue, Change, Definition, Kind, Name, Origin, Standing},
     client::{Credential, MAX_CREDENTIAL_BYTES},
     codec::{
         CodecError, MAX_FEED_FRAME_BYTES, MAX_FEED_REQUEST_BYTES, MAX_PRIVATE_CHANGE_BYTES, VERSION,
@@ -119,6 +120,51 @@ fn any_request() -> impl Strategy<Value = FeedRequest> {
         ".{0,16}".prop_map(|source| FeedRequest::State { source }),
         any_streams(1).prop_map(|(topic, streams)| FeedRequest::Snapshots { topic, streams }),
         Just(FeedRequest::Private),
+        any_ask().prop_map(|ask| FeedRequest::Catalogue(Box::new(ask))),
+    ]
+}
+
+fn any_positions() -> impl Strategy<Value = Vec<(Epoch, u64)>> {
+    prop::collection::vec((any::<u64>().prop_map(Epoch::from_u64), any::<u64>()), 0..20)
+}
+
+fn any_definition() -> impl Strategy<Value = Definition> {
+    ("[a-z0-9_-]{1,20}", any::<bool>(), ".{0,200}").prop_map(|(name, source, text)| Definition {
+        name: Name { kind: if source { Kind::Source } else { Kind::Route }, name },
+        origin: if source { Origin::Admin } else { Origin::Files },
+        text,
+    })
+}
+
+fn any_ask() -> impl Strategy<Value = Ask> {
+    prop_oneof![
+        Just(Ask::Standing),
+        Just(Ask::Whole),
+        any::<u64>().prop_map(|version| Ask::Commit { version }),
+        any::<u64>().prop_map(|version| Ask::Abort { version }),
+        (any::<u64>(), any_definition(), any_positions()).prop_map(|(version, definition, at)| {
+            let change = Change { origin: definition.origin, remove: Vec::new(), add: vec![definition] };
+            Ask::Promise { version, change, at }
+        }),
+    ]
+}
+
+fn any_answer() -> impl Strategy<Value = Answer> {
+    let catalogue = (any_definition(), any_positions()).prop_map(|(definition, at)| {
+        let mut catalogue = Catalogue::default();
+        let change = Change { origin: definition.origin, remove: Vec::new(), add: vec![definition] };
+        catalogue.apply(&change, at).unwrap();
+        Answer::Whole(catalogue)
+    });
+    let standing = (any::<u64>(), any::<u64>(), ".{0,20}", any_positions());
+    prop_oneof![
+        Just(Answer::Done),
+        (".{0,60}", any::<bool>()).prop_map(|(reason, busy)| Answer::Refused { reason, busy }),
+        catalogue,
+        standing.prop_map(|(version, content, source, at)| {
+            let partition = |(epoch, next)| Standing { source: source.clone(), epoch, next };
+            Answer::Standing { version, content, partitions: at.into_iter().map(partition).collect() }
+        }),
     ]
 }
 
@@ -150,6 +196,7 @@ fn any_frame() -> impl Strategy<Value = FeedFrame> {
             .prop_map(|(chunk, last)| FeedFrame::State { chunk: chunk.into(), last }),
         ".{0,200}".prop_map(FeedFrame::refused),
         Just(FeedFrame::Working),
+        any_answer().prop_map(|answer| FeedFrame::Catalogue(Box::new(answer))),
         ".{0,300}".prop_map(snapshots),
         (any_streams(0), prop::collection::vec(prop::option::of(any_position()), 60))
             .prop_map(|((_, streams), at)| FeedFrame::Heads(streams.into_iter().zip(at).collect())),

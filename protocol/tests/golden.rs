@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use tickmesh_protocol::{
     Batch, Epoch, Event, Position, Previous, Sequence, SignedBatch, SigningKey, StreamName, Topic,
+    catalogue::{Answer, Ask},
     client::Credential,
     codec::{
         VERSION, decode_feed_frame, decode_feed_request, decode_head_reply, decode_head_request,
@@ -219,7 +220,7 @@ fn changes_of_private_feeds_have_these_bytes() {
     }
 }
 
-fn feed_requests() -> [(FeedRequest, &'static str); 6] {
+fn feed_requests() -> [(FeedRequest, &'static str); 7] {
     let position = |epoch, number| Position { epoch: Epoch::from_u64(epoch), sequence: sequence(number) };
     let HeadRequest { topic, streams } = head_request();
     let named = position(0xfedc_ba98_7654_3210, 251);
@@ -233,10 +234,14 @@ fn feed_requests() -> [(FeedRequest, &'static str); 6] {
         (FeedRequest::State { source: "engine".into() }, "030306656e67696e65"),
         (snapshots, FEED_SNAPSHOTS),
         (FeedRequest::Private, "0305"),
+        (
+            FeedRequest::Catalogue(Box::new(Ask::Commit { version: 7 })),
+            "0306187b22636f6d6d6974223a7b2276657273696f6e223a377d7d",
+        ),
     ]
 }
 
-fn feed_frames() -> [(FeedFrame, &'static str); 9] {
+fn feed_frames() -> [(FeedFrame, &'static str); 10] {
     let position = |epoch, number| Position { epoch: Epoch::from_u64(epoch), sequence: sequence(number) };
     let ends = [
         FeedEnd::Complete { head: Some(position(0xfedc_ba98_7654_3210, 251)) },
@@ -273,6 +278,7 @@ fn feed_frames() -> [(FeedFrame, &'static str); 9] {
         ),
         (FeedFrame::Events(vec![batch().events[1].clone()]), FEED_EVENTS),
         (FeedFrame::Revoked(revocations()), "030a030005616c696365c801027431c80203626f74c8"),
+        (FeedFrame::Catalogue(Box::new(Answer::Done)), "030b0622646f6e6522"),
     ]
 }
 

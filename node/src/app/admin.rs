@@ -22,6 +22,7 @@ use tickmesh_protocol::{
 use tokio::{sync::mpsc, time::sleep};
 use tokio_util::sync::CancellationToken;
 
+use super::catalogue::{self, Keeper};
 use crate::{auth::Authenticator, mesh::MeshHandle, ops::metrics::now_us};
 
 /// Pause before a sibling is asked again.
@@ -35,10 +36,17 @@ struct Revoke {
     id: String,
 }
 
-/// The operator's pages. `ingest`: revocations are spread from here.
-pub(super) fn router(token: Option<Secret>, authenticator: Arc<Authenticator>, ingest: bool) -> Router {
-    let revocations = post(revoke).get(list).with_state((authenticator, ingest));
-    let pages = Router::new().route("/admin/revocations", revocations);
+/// The operator's pages. `ingest`: revocations are spread from here, and sources and routes changed.
+pub(super) fn router(
+    token: Option<Secret>,
+    authenticator: Arc<Authenticator>,
+    ingest: Option<Keeper>,
+) -> Router {
+    let revocations = post(revoke).get(list).with_state((authenticator, ingest.is_some()));
+    let mut pages = Router::new().route("/admin/revocations", revocations);
+    if let Some(keeper) = ingest {
+        pages = pages.merge(catalogue::pages::router(keeper));
+    }
     pages.layer(middleware::from_fn_with_state(token.map(Arc::new), permit))
 }
 

@@ -1,6 +1,9 @@
 //! Ingest and its sources: opened before the mesh, which serves feeds from it, and started after, when siblings can be asked.
 
-use std::{collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use anyhow::Context;
 use tickmesh_protocol::{
@@ -8,7 +11,6 @@ use tickmesh_protocol::{
     checkpoint::State,
     codec::decode_state,
     feed::{FeedFrame, FeedRequest},
-    policy::Retain,
 };
 use tokio::{
     sync::mpsc,
@@ -16,21 +18,27 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Stage, Stages, connect::MeshOutlet, watched};
+use super::{
+    Stages,
+    catalogue::{self, Keeper, Kept, Loaded, opener::Opener, plan::Planner, run_source},
+    connect::MeshOutlet,
+};
 use crate::{
-    config::IngestRole,
-    ingest::{self, DeadLetters, Opened, load_checkpoint},
+    config::{IngestRole, SourceRole},
+    ingest::{self, Asked, DeadLetters, Opened, load_checkpoint},
     mesh::MeshHandle,
     ops::{health::Health, lifecycle::LifecycleEvents, metrics::Registry},
     ports::IngestInput,
     signing::Signer,
-    source::{Source, Starts, metrics::SourceMetrics},
-    transform::Routes,
+    source::{Source, Starts},
 };
 
 /// Groups of records on their way from a source to ingest. A source makes groups of some hundred, so this is enough to
 /// keep ingest busy, and little enough to be lost with the process: the log has them.
-const SOURCE_EVENTS: usize = 64;
+pub(super) const SOURCE_EVENTS: usize = 64;
+
+/// Questions of siblings about the catalogue that may wait; each peer asks one at a time.
+const CATALOGUE_QUESTIONS: usize = 8;
 
 /// What the stages of a peer share.
 pub(super) struct Shared<'a> {
@@ -49,47 +57,33 @@ pub(super) struct IngestStage {
     stop: CancellationToken,
     pub(super) opened: Opened,
     sources: Vec<(String, Box<dyn Source>)>,
-    checkpoint_file: Option<PathBuf>,
-    ask_siblings: Duration,
+    opener: Opener,
+    loaded: Loaded,
+    asked: mpsc::Receiver<Asked>,
+    role: IngestRole,
 }
 
 impl IngestStage {
     pub(super) fn open(role: IngestRole, key: SigningKey, shared: &Shared<'_>) -> anyhow::Result<Self> {
         let me = key.publisher();
-        // A configuration whose policies do not go together was refused.
-        let (policies, _) = role.policies(shared.private);
-        let metrics = SourceMetrics::new(shared.registry);
-        let (mut sources, mut lanes) = (Vec::new(), Vec::new());
-        for role_source in role.sources {
-            let (config, tiers) = (role_source.source, role_source.tiers);
-            let name = config.name.clone();
-            if tiers.of(shared.region).is_none() {
-                tracing::info!(source = name, region = shared.region, "is not read in this region");
-                continue;
-            }
-            let channels = config.channels();
-            let routes: Routes = role.routes.iter().filter(|route| route.source == name).cloned().collect();
-            let retains_last =
-                !routes.is_empty() && routes.iter().all(|route| route.policy.retain == Retain::Last);
-            let condition = shared.health.condition(format!("source {name}"));
-            let source = config.open(retains_last, &metrics, condition);
-            lanes.push(ingest::Lane {
-                routes,
-                channels,
-                tiers,
-                reader: source.reader(),
-                condition: shared.health.condition(format!("ingest {name}")),
-                lag: metrics.of(&name).lag,
-                source: name.clone(),
-            });
-            sources.push((name, source));
-        }
+        let kept = Kept::open(role.catalogue_file.as_deref(), role.catalogue_folder.as_deref())?;
+        let mut planner = Planner::new(&role, shared.private.clone());
+        let plan =
+            planner.plan(&kept.catalogue, None).map_err(|faults| anyhow::anyhow!(faults.join("\n")))?;
+        let opener = Opener::new(shared.region, shared.registry, shared.health);
+        let opened = role
+            .sources
+            .iter()
+            .chain(&plan.sources)
+            .filter_map(|source| opener.open(source, plan.routes.get(&source.source.name)?));
+        let (lanes, sources): (Vec<_>, Vec<_>) = opened.unzip();
+        let sources = lanes.iter().map(|lane| lane.source.clone()).zip(sources).collect();
         let stop = CancellationToken::new();
         let parts = ingest::Parts {
             config: role.ingest,
             region: shared.region.to_owned(),
             private: shared.private.clone(),
-            policies,
+            policies: plan.policies.clone(),
             key,
             signer: shared.signer.clone(),
             lanes,
@@ -98,23 +92,29 @@ impl IngestStage {
             registry: shared.registry.clone(),
             lifecycle: shared.lifecycle.clone(),
         };
-        let opened = ingest::open(parts).context("cannot open ingest")?;
-        let ask_siblings = role.ingest.ask_siblings;
-        Ok(Self { me, stop, opened, sources, checkpoint_file: role.checkpoint_file, ask_siblings })
+        let (ask, asked) = mpsc::channel(CATALOGUE_QUESTIONS);
+        let opened = ingest::open(parts, ask).context("cannot open ingest")?;
+        let loaded = Loaded { kept, planner, plan };
+        Ok(Self { me, stop, opened, sources, opener, loaded, asked, role })
     }
 
-    /// Starts the sources where this peer, or a sibling, was, and then the ingest thread.
+    /// Starts the sources where this peer, or a sibling, was, and then the ingest thread. The siblings are all the other ingest
+    /// peers.
     pub(super) async fn start(
-        self,
+        mut self,
         mesh: &MeshHandle,
         inputs: mpsc::Receiver<IngestInput>,
-        siblings: bool,
+        siblings: Vec<PublisherKey>,
+        shared: &Shared<'_>,
         ended: &CancellationToken,
         stages: &mut Stages,
-    ) -> anyhow::Result<()> {
-        let mut state = self.checkpoint_file.as_deref().and_then(load_checkpoint).unwrap_or_default();
-        if siblings {
-            let until = Instant::now() + self.ask_siblings;
+    ) -> anyhow::Result<Keeper> {
+        let mut state = self.role.checkpoint_file.as_deref().and_then(load_checkpoint).unwrap_or_default();
+        if !siblings.is_empty() {
+            let until = Instant::now() + self.role.ingest.ask_siblings;
+            if state.sources.is_empty() {
+                self.take_catalogue(mesh, until).await?;
+            }
             for (name, _) in &self.sources {
                 if state.source(name).is_none() {
                     state.sources.extend(
@@ -123,14 +123,17 @@ impl IngestStage {
                 }
             }
         }
-        let mut events = Vec::new();
+        let (mut events, mut running) = (Vec::new(), HashMap::new());
         for (name, source) in self.sources {
             let starts: Starts =
                 state.source(&name).map(|source| source.partitions.iter().collect()).unwrap_or_default();
             let (output, received) = mpsc::channel(SOURCE_EVENTS);
-            let stop = CancellationToken::new();
-            let task = tokio::spawn(source.run(starts, output, stop.clone()));
-            stages.sources.push(Stage { task: watched(task, ended), stop });
+            let stage = run_source(source, starts, output, ended);
+            if self.loaded.plan.has_source(&name) {
+                running.insert(name, stage);
+            } else {
+                stages.sources.push(stage);
+            }
             events.push(received);
         }
         let start = ingest::Start {
@@ -138,18 +141,58 @@ impl IngestStage {
             events,
             mesh: inputs,
             outlet: Arc::new(MeshOutlet(mesh.clone())),
-            checkpoint_file: self.checkpoint_file,
+            checkpoint_file: self.role.checkpoint_file,
             ended: ended.clone().drop_guard(),
         };
         let stop = self.stop;
+        let control = self.opened.control();
         let thread = self.opened.spawn(start, stop.clone()).context("cannot start the ingest thread")?;
+        let parts = catalogue::Parts {
+            me: self.me,
+            siblings,
+            mesh: mesh.clone(),
+            control,
+            file: self.role.catalogue_file,
+            private: shared.private.clone(),
+            opener: self.opener,
+            ended: ended.clone(),
+            loaded: self.loaded,
+        };
+        let keeper = Keeper::new(parts, running, shared.registry);
+        tokio::spawn(keeper.clone().run(self.asked, self.role.catalogue_folder, stop.clone()));
         stages.ingest = Some((stop, thread));
+        stages.catalogue = Some(keeper.clone());
+        Ok(keeper)
+    }
+
+    /// A peer that knows nothing yet has the routes that the others have.
+    async fn take_catalogue(&mut self, mesh: &MeshHandle, until: Instant) -> anyhow::Result<()> {
+        let Some(catalogue) = catalogue::of_sibling(mesh, self.me, until).await else { return Ok(()) };
+        if catalogue.version <= self.loaded.kept.catalogue.version {
+            return Ok(());
+        }
+        let plan = self.loaded.planner.plan(&catalogue, None);
+        let plan =
+            plan.map_err(|faults| anyhow::anyhow!("the catalogue of the others: {}", faults.join("\n")))?;
+        tracing::info!(version = catalogue.version, "has the catalogue of a sibling");
+        let is_new = |source: &&SourceRole| !self.loaded.plan.has_source(&source.source.name);
+        let new = plan.sources.iter().filter(is_new);
+        let new = new.filter_map(|source| self.opener.open(source, plan.routes.get(&source.source.name)?));
+        let (lanes, sources): (Vec<_>, Vec<_>) = new.unzip();
+        self.sources.extend(lanes.iter().map(|lane| lane.source.clone()).zip(sources));
+        self.sources.retain(|(name, _)| plan.routes.contains_key(name));
+        self.opened.change(&plan.routes, plan.policies.clone(), lanes);
+        self.loaded.kept.catalogue = catalogue;
+        self.loaded.plan = plan;
+        if let Some(file) = &self.role.catalogue_file {
+            self.loaded.kept.write(file).await;
+        }
         Ok(())
     }
 }
 
 /// Asks the siblings, as they get connected, where they are in a source.
-async fn state_of_sibling(
+pub(super) async fn state_of_sibling(
     mesh: &MeshHandle,
     me: PublisherKey,
     source: &str,

@@ -111,12 +111,9 @@ impl Revocations {
     fn write(&self, list: &List) -> Result<(), RevokeError> {
         let Some(file) = &self.file else { return Ok(()) };
         let all: Vec<_> = list.by_what.values().map(|(_, revocation)| revocation).collect();
-        let new = file.with_extension("revocations.new");
         let written = serde_json::to_vec(&all)
             .map_err(io::Error::other)
-            .and_then(|bytes| fs::create_dir_all(file.parent().unwrap_or(Path::new(""))).map(|()| bytes))
-            .and_then(|bytes| fs::write(&new, bytes))
-            .and_then(|()| fs::rename(&new, file));
+            .and_then(|bytes| crate::durable::replace(file, &bytes));
         written.map_err(|error| RevokeError::Write { file: file.clone(), error })
     }
 

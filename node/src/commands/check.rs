@@ -1,20 +1,20 @@
 //! `tickmesh check`.
 
 use std::{
-    fmt, fs,
+    fs,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
+use serde_json::value::RawValue;
 use tickmesh::{
     config::{Config, IngestRole},
     ops::metrics::now_us,
     source::MAX_RECORD_BYTES,
-    transform::{Made, Operators, Rejected, RouteConfig, Taken, Transform, jq},
+    transform::{Operators, Sample, Taken, Transform, Tried, becomes, try_routes},
 };
-use tickmesh_protocol::Epoch;
 
 /// Check a configuration: every fault at once, nothing started.
 #[derive(clap::Args)]
@@ -58,38 +58,31 @@ impl Check {
         if let Some(sample) = &self.sample {
             let role =
                 config.ingest.as_ref().context("--sample needs a configuration with the role ingest")?;
-            let value = read_sample(sample)?;
             println!("\n{}", sample.display());
-            // As at ingest: programs may need a deep stack.
-            std::thread::scope(|scope| {
-                let tried = std::thread::Builder::new()
-                    .stack_size(jq::STACK_BYTES)
-                    .spawn_scoped(scope, || self.try_routes(role, &config, &value))?;
-                tried.join().map_err(|_| anyhow::anyhow!("a route failed"))?
-            })?;
+            self.try_routes(role, &config, &read_sample(sample)?)?;
         }
         Ok(ExitCode::SUCCESS)
     }
 
     /// Says what each route makes of a record.
-    fn try_routes(&self, role: &IngestRole, config: &Config, value: &Bytes) -> anyhow::Result<()> {
-        for route in &role.routes {
-            let topic = self.topic.as_deref().unwrap_or(&route.topic);
-            let key = self.key.clone().map(Bytes::from);
-            let record = Taken { topic, key: key.as_ref(), value, engine_time_us: now_us() };
-            println!("  {}", Named(route));
-            for outcome in try_route(route, config, record)? {
-                println!("    {outcome}");
-            }
+    fn try_routes(&self, role: &IngestRole, config: &Config, value: &str) -> anyhow::Result<()> {
+        let routes: Vec<_> = role.routes.iter().collect();
+        let (topic, key) = (self.topic.clone(), self.key.clone());
+        let sample = Sample { topic, key, value: RawValue::from_string(value.to_owned())? };
+        for Tried { route, becomes } in try_routes(&routes, &config.private, sample)? {
+            println!("  {route}");
+            becomes.iter().for_each(|line| println!("    {line}"));
         }
         for source in &role.sources {
             let name = &source.source.name;
             if !role.routes.iter().any(|route| route.source == *name) {
                 let transform = Transform::new(&[], source.source.channels(), &config.private)?;
-                let record = Taken { topic: "", key: None, value, engine_time_us: now_us() };
+                let value = Bytes::from(value.to_owned());
+                let record = Taken { topic: "", key: None, value: &value, engine_time_us: now_us() };
                 println!("  source {name}, as it is");
                 for outcome in transform.apply(record) {
-                    println!("    {}", outcome_of(outcome, &mut Operators::new(&[].into())));
+                    let lines = becomes(outcome, &mut Operators::new(&[]));
+                    lines.iter().for_each(|line| println!("    {line}"));
                 }
             }
         }
@@ -97,17 +90,7 @@ impl Check {
     }
 }
 
-/// How a route is told from the others.
-struct Named<'a>(&'a RouteConfig);
-
-impl fmt::Display for Named<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let RouteConfig { source, topic, channel, .. } = self.0;
-        write!(f, "route of source {source}, topic {topic}, to {channel}")
-    }
-}
-
-fn read_sample(path: &Path) -> anyhow::Result<Bytes> {
+fn read_sample(path: &Path) -> anyhow::Result<String> {
     let name = || format!("cannot read {}", path.display());
     let length = fs::metadata(path).with_context(name)?.len();
     ensure!(
@@ -115,35 +98,5 @@ fn read_sample(path: &Path) -> anyhow::Result<Bytes> {
         "{}: {length} bytes; a record has at most {MAX_RECORD_BYTES}",
         path.display()
     );
-    Ok(fs::read(path).with_context(name)?.into())
-}
-
-fn try_route(route: &RouteConfig, config: &Config, record: Taken<'_>) -> anyhow::Result<Vec<String>> {
-    let transform = Transform::new(std::slice::from_ref(route), None, &config.private)?;
-    let mut operators = Operators::new(&[route.clone()].into());
-    operators.begin(SAMPLE, true);
-    let outcomes = transform.apply(record);
-    if outcomes.is_empty() {
-        return Ok(vec!["nothing: its filter or split leaves nothing of it".into()]);
-    }
-    Ok(outcomes.into_iter().map(|outcome| outcome_of(outcome, &mut operators)).collect())
-}
-
-/// The log that the sample is the only record of.
-const SAMPLE: Epoch = Epoch::from_u64(0);
-
-fn outcome_of(outcome: Result<Made, Rejected>, operators: &mut Operators) -> String {
-    let events = match outcome {
-        Ok(Made::Event(event)) => vec![event],
-        Ok(Made::Trades { route, trades }) => match operators.take(SAMPLE, route, &trades) {
-            Ok((events, _)) => events,
-            Err(refused) => return format!("dead letter: {refused}"),
-        },
-        Err(Rejected::Unrouted(topic)) => return format!("nothing: it does not take topic {topic:?}"),
-        Err(rejected) => return format!("dead letter: {rejected}"),
-    };
-    let text = |event: tickmesh::transform::Transformed| {
-        format!("{} {}", event.stream, String::from_utf8_lossy(&event.data))
-    };
-    events.into_iter().map(text).collect::<Vec<_>>().join("\n    ")
+    fs::read_to_string(path).with_context(name)
 }

@@ -9,8 +9,6 @@
 
 use std::{
     fs, io,
-    io::Write,
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
@@ -23,14 +21,15 @@ use tickmesh_protocol::{
     codec::{StateError, decode_state, encode_state},
 };
 
-use crate::ops::metrics::Registry;
+use crate::{
+    durable::{beside, replace},
+    ops::metrics::Registry,
+};
 
 /// The same trouble is told once in this time.
 const ALARM_EVERY: Duration = Duration::from_secs(60);
 /// How often the thread wakes to show the age of the last checkpoint.
 const SHOW_EVERY: Duration = Duration::from_secs(1);
-/// Only this user: names of private streams hold user ids.
-const MODE: u32 = 0o600;
 
 /// Why a checkpoint cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -76,34 +75,6 @@ pub fn load(path: &Path) -> Option<State> {
             None
         }
     }
-}
-
-fn beside(path: &Path, ending: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{ending}"));
-    name.into()
-}
-
-/// Puts bytes in the place of a file, all or nothing.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(folder)?;
-    // What a write left that was killed is written over.
-    let new = beside(path, "new");
-    let written = (|| {
-        let mut file =
-            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(MODE).open(&new)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&new, path)
-    })();
-    if let Err(error) = written {
-        // A part of a file would only take room on a disk that has none.
-        let _ = fs::remove_file(&new);
-        return Err(error);
-    }
-    // The name is in the folder.
-    fs::File::open(folder)?.sync_all()
 }
 
 #[derive(Clone)]

@@ -9,11 +9,12 @@ use std::{
 
 use tickmesh_protocol::{
     Batch, Epoch, Event, Moment, Position, PublisherKey, Sequence, SignedBatch, SigningKey, StreamName,
+    catalogue::Standing,
     checkpoint::{PartitionState, SourceState, State, StreamState},
-    feed::Status,
+    feed::{SourceStatus, Status},
     head::{Head, HeadReply, HeadRequest, MAX_HEAD_LEFT, MAX_HEAD_READ},
     policy::Retain,
-    sequencer::{Sequencer, Unsequenced},
+    sequencer::{Reading, Sequencer, Unsequenced},
     takeover::{Publisher, SourceId},
 };
 use tokio::time::Instant;
@@ -21,8 +22,11 @@ use tokio::time::Instant;
 use super::{
     DeadLetters, Outlet,
     checkpoint::Writer,
+    control::Past,
+    hold::Hold,
     metrics::Metrics,
     overview::Overview,
+    rescan::Log,
     store::{Partition, Store},
     worker::Lane,
 };
@@ -34,7 +38,7 @@ use crate::{
     },
     signing::Signer,
     source::{Record, SourceEvent},
-    transform::{Made, Policies, Transformed},
+    transform::{Made, Policies, RouteTable, Transformed},
 };
 
 /// The longest rest after publishing: a user should not notice it.
@@ -119,6 +123,50 @@ impl Core {
         }
     }
 
+    /// How far every partition of the sources that are read has been read.
+    pub(super) fn standing(&self, lanes: &[Lane]) -> Vec<Standing> {
+        let standing = |(epoch, reading): (Epoch, Reading)| {
+            let lane = lanes.get(usize::from(self.partitions.get(&epoch)?.source.0))?;
+            (!lane.removed).then(|| Standing { source: lane.source.clone(), epoch, next: reading.next })
+        };
+        self.sequencer.partitions().filter_map(standing).collect()
+    }
+
+    /// A partition that has been read beyond where it should be held.
+    pub(super) fn past(&self, hold: &Hold, lanes: &[Lane]) -> Option<Past> {
+        let held = self.standing(lanes).into_iter().filter(|standing| hold.holds(&standing.source));
+        let past = |Standing { epoch, next, .. }| Past { epoch, next, at: hold.at(epoch) };
+        held.map(past).find(|past| past.next > past.at)
+    }
+
+    /// Other routes of a source, which its transform has already.
+    pub(super) fn change_routes(&self, lane: &mut Lane, routes: &RouteTable) {
+        lane.operators.change(routes);
+        for (epoch, _) in self.partitions.iter().filter(|(_, at)| at.source == lane.id) {
+            lane.operators.go_on(*epoch);
+        }
+        let computed = routes.iter().filter_map(|route| route.config.computed_channel());
+        self.store.add_computed(computed.map(str::to_owned));
+        self.store.change_routes(&lane.source, Arc::clone(routes));
+    }
+
+    /// A source more.
+    pub(super) fn added(&mut self, lane: &Lane, log: Log) {
+        self.sources.push(lane.source.as_str().into());
+        let computed = log.routes.iter().filter_map(|route| route.config.computed_channel());
+        self.store.add_computed(computed.map(str::to_owned));
+        self.store.add_log(log);
+        self.metrics.warm.with_label_values(&[&*lane.source]).set(0);
+        let status = SourceStatus { name: lane.source.clone(), warm: false, lag: 0 };
+        self.store.update_status(|to| to.sources.push(status));
+    }
+
+    /// A source fewer: it is not waited for any more.
+    pub(super) fn removed(&self, lane: &Lane) {
+        self.metrics.warm.with_label_values(&[&*lane.source]).set(0);
+        self.store.update_status(|status| status.sources.retain(|source| source.name != lane.source));
+    }
+
     fn note_partition(
         &mut self,
         source: SourceId,
@@ -151,6 +199,8 @@ impl Core {
                     let former = self.partitions.iter().filter(|(_, at)| former(at)).map(|(epoch, _)| *epoch);
                     former.for_each(|epoch| lane.operators.end(epoch));
                     lane.operators.begin(epoch, first);
+                } else {
+                    lane.operators.go_on(epoch);
                 }
                 match Sequence::new(position) {
                     Ok(position) => self.sequencer.begin(epoch, position, first),
@@ -213,9 +263,12 @@ impl Core {
             partition = record.partition,
             position = record.position
         );
-        for outcome in lane.transform.apply(record.into()) {
+        for outcome in lane.transform.apply_in_place(record) {
             let outcome = outcome.map_err(|rejected| rejected.to_string());
-            if let Err(reason) = outcome.and_then(|made| self.take_made(lane, record, made, now)) {
+            let taken = outcome.and_then(|made| self.take_made(lane, record, made, now));
+            if let Err(reason) = taken
+                && !lane.removed
+            {
                 self.refuse(lane, record, &reason);
             }
         }
@@ -302,7 +355,7 @@ impl Core {
     /// What another publisher says of itself.
     pub(super) fn status(&mut self, publisher: PublisherKey, status: &Status, lanes: &[Lane]) {
         let now = self.now();
-        for lane in lanes {
+        for lane in lanes.iter().filter(|lane| !lane.removed) {
             let warm = status.sources.iter().any(|source| source.name == lane.source && source.warm);
             let tier = lane.tiers.of(&status.region).filter(|_| warm);
             self.publisher.peer(publisher, lane.id, tier, now);
@@ -335,7 +388,8 @@ impl Core {
             if self.sequencer.last(stream).is_some() {
                 return None;
             }
-            let mut makers = lanes.iter().filter(|lane| lane.transform.makes(stream.channel())).peekable();
+            let makes = |lane: &&Lane| !lane.removed && lane.transform.makes(stream.channel());
+            let mut makers = lanes.iter().filter(makes).peekable();
             if makers.peek().is_none() {
                 return Some(Head::UnknownChannel);
             }
@@ -413,7 +467,7 @@ impl Core {
     }
 
     /// What is done now and then.
-    pub(super) fn tick(&mut self, lanes: &[Lane]) {
+    pub(super) fn tick(&mut self, lanes: &mut [Lane]) {
         let now = self.now();
         if now < self.next_tick {
             return;
@@ -429,7 +483,7 @@ impl Core {
         self.store.update_status(|status| {
             status.lag_us = lag_us;
             for source in &mut status.sources {
-                if let Some(lane) = lanes.iter().find(|lane| lane.source == source.name) {
+                if let Some(lane) = lanes.iter().rfind(|lane| lane.source == source.name) {
                     source.lag = u64::try_from(lane.lag.get()).unwrap_or(0);
                 }
             }
@@ -440,7 +494,11 @@ impl Core {
         }
     }
 
-    fn checkpoint(&mut self, lanes: &[Lane]) {
+    fn checkpoint(&mut self, lanes: &mut [Lane]) {
+        for lane in &mut *lanes {
+            lane.operators
+                .forget_over(|epoch| self.sequencer.reading(epoch).map_or(0, |reading| reading.next));
+        }
         let mut state = self.state(lanes);
         let left_out = state.fit();
         if left_out > 0 && !std::mem::replace(&mut self.told_unfit, true) {
@@ -488,11 +546,13 @@ impl Core {
             let retained = retained.filter(|(at, _)| *at == last).map(|(_, retained)| retained);
             source.streams.push(StreamState { name: name.clone(), last, left: left.to_vec(), retained });
         }
-        State { sources }
+        // A lane that was taken away keeps its place, but not its state.
+        let kept = sources.into_iter().zip(lanes).filter(|(_, lane)| !lane.removed);
+        State { sources: kept.map(|(source, _)| source).collect() }
     }
 
     /// Publishes what is left, and keeps how far this peer came.
-    pub(super) async fn finish(&mut self, lanes: &[Lane]) {
+    pub(super) async fn finish(&mut self, lanes: &mut [Lane]) {
         let batches = self.publisher.take_all(self.now());
         self.send(batches).await;
         self.checkpoint(lanes);

@@ -23,7 +23,7 @@ use std::{
     collections::HashSet,
     io,
     ops::{Deref, Range},
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -37,13 +37,13 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     cache::{Cache, Chunk, Key, Look},
-    transforming::Transforming,
+    transforming::{Programs, Transforming},
 };
 use crate::{
     ops::metrics::Registry,
     signing::Signer,
     source::{LogReader, ReadError, Record, Stretch},
-    transform::Routes,
+    transform::RouteTable,
 };
 
 /// Most bytes of records in a chunk: eight of the largest, which is what the smallest step of a log holds at least. It must fit
@@ -64,7 +64,7 @@ const MAX_TRIMS: usize = 3;
 pub struct Log {
     pub source: String,
     pub reader: Arc<dyn LogReader>,
-    pub routes: Routes,
+    pub routes: RouteTable,
     /// Channels of records that pass without a route, if the source knows them.
     pub channels: Option<&'static [&'static str]>,
 }
@@ -127,12 +127,22 @@ impl Deref for Part {
 pub struct Rescan(Arc<Inner>);
 
 struct Inner {
-    logs: Vec<Log>,
+    /// Grows only: a source that is read no more keeps its place.
+    logs: RwLock<Vec<Place>>,
     transforming: Transforming,
     cache: Cache,
     turns: Semaphore,
     stop: CancellationToken,
     metrics: Metrics,
+}
+
+/// A source, by its place.
+#[derive(Clone)]
+struct Place {
+    source: String,
+    reader: Arc<dyn LogReader>,
+    /// How often its routes have changed: what was made by the former ones is not given out.
+    changes: u64,
 }
 
 #[derive(Clone)]
@@ -171,11 +181,43 @@ impl Rescan {
         registry: &Registry,
         stop: CancellationToken,
     ) -> io::Result<Self> {
-        let programs = logs.iter().map(|log| (log.routes.clone(), log.channels)).collect();
-        let transforming = Transforming::start(programs, private, signer)?;
+        let transforming = Transforming::start(private, signer)?;
         let turns = Semaphore::new(READING);
         let (cache, metrics) = (Cache::new(bytes, MAX_WAITING), Metrics::new(registry));
-        Ok(Self(Arc::new(Inner { logs, transforming, cache, turns, stop, metrics })))
+        let inner = Inner { logs: RwLock::default(), transforming, cache, turns, stop, metrics };
+        let rescan = Self(Arc::new(inner));
+        logs.into_iter().for_each(|log| rescan.add(log));
+        Ok(rescan)
+    }
+
+    /// Takes a source more. One of the same name is forgotten.
+    pub fn add(&self, log: Log) {
+        let Log { source, reader, routes, channels } = log;
+        // Whoever finds the log finds its programs.
+        self.0.transforming.add(Programs { routes, channels });
+        self.0.logs.write().unwrap_or_else(PoisonError::into_inner).push(Place {
+            source,
+            reader,
+            changes: 0,
+        });
+    }
+
+    /// Takes other routes of a source, for all that is asked after this.
+    pub fn change(&self, source: &str, routes: RouteTable) {
+        let mut logs = self.0.logs.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some((place, log)) = logs.iter_mut().enumerate().rfind(|(_, log)| log.source == source) {
+            log.changes += 1;
+            self.0.transforming.change(place, routes);
+        }
+    }
+
+    fn place_of(&self, source: &str) -> Option<usize> {
+        let logs = self.0.logs.read().unwrap_or_else(PoisonError::into_inner);
+        logs.iter().rposition(|log| log.source == source)
+    }
+
+    fn place(&self, source: usize) -> Option<Place> {
+        self.0.logs.read().unwrap_or_else(PoisonError::into_inner).get(source).cloned()
     }
 
     /// Gives the first part of a range; the rest is had by asking again from [`Part::next`] on.
@@ -183,7 +225,7 @@ impl Rescan {
     /// # Errors
     /// [`RescanError`] says why not. A range is never given with a hole in it.
     pub async fn read(&self, wanted: Wanted<'_>) -> Result<Part, RescanError> {
-        let source = self.0.logs.iter().position(|log| log.source == wanted.source);
+        let source = self.place_of(wanted.source);
         let source = source.ok_or_else(|| RescanError::UnknownSource(wanted.source.to_owned()))?;
         timeout(WAIT, self.read_of(source, wanted)).await.unwrap_or(Err(RescanError::Timeout))
     }
@@ -191,10 +233,10 @@ impl Rescan {
     async fn read_of(&self, source: usize, wanted: Wanted<'_>) -> Result<Part, RescanError> {
         let Wanted { epoch, topic, partition, from, until, .. } = wanted;
         let topic: Arc<str> = topic.into();
-        let steps = self.0.logs.get(source).map_or(&[][..], |log| log.reader.steps());
-        for &size in steps {
+        let Place { reader, changes, .. } = self.place(source).ok_or(RescanError::Ended)?;
+        for &size in reader.steps() {
             let start = from / size * size;
-            let key = Key { source, epoch, topic: topic.clone(), partition, start, size };
+            let key = Key { source, changes, epoch, topic: topic.clone(), partition, start, size };
             let trimmed = |oldest| ReadError::Trimmed { topic: topic.to_string(), partition, from, oldest };
             match self.chunk(key, until).await {
                 Ok(Some(chunk)) if chunk.start > from => return Err(trimmed(chunk.start).into()),
@@ -257,12 +299,12 @@ impl Rescan {
 
     async fn try_read_chunk(&self, key: &Key) -> Result<Option<Arc<Chunk>>, RescanError> {
         let turn = self.0.turns.acquire().await.map_err(|_| RescanError::Ended)?;
-        let log = self.0.logs.get(key.source).ok_or(RescanError::Ended)?;
+        let Place { reader, .. } = self.place(key.source).ok_or(RescanError::Ended)?;
         let mut start = key.start;
         let mut trims = 0;
         let stretch = loop {
             self.0.metrics.reads.inc();
-            match log.reader.read(&key.topic, key.partition, start, key.end()).await {
+            match reader.read(&key.topic, key.partition, start, key.end()).await {
                 Ok(stretch) => break stretch,
                 Err(ReadError::TooLarge { .. }) => return Ok(None),
                 // The oldest lies within this chunk; who asked for something older is told so.

@@ -15,16 +15,17 @@ use futures_util::{FutureExt, future::BoxFuture};
 use tickmesh_protocol::{
     Batch, Epoch, Event, Position, Previous, Sequence, SignedBatch, SigningKey, StreamName, Topic,
     batch::MAX_BATCH_EVENTS,
+    catalogue::{Answer, Ask},
     checkpoint::{SourceState, State},
     codec::{CodecError, encode_state},
     feed::{FeedEnd, Status},
     history::{self, Found, Look, linked_to},
 };
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::{
     history::History,
-    rescan::{Rescan, RescanError, Wanted},
+    rescan::{Log, Rescan, RescanError, Wanted},
     retained::RetainedStreams,
 };
 use crate::{
@@ -33,7 +34,11 @@ use crate::{
     },
     signing::Signer,
     source::ReadError,
+    transform::RouteTable,
 };
+
+/// A question about the catalogue, and where its answer goes.
+pub type Asked = (Ask, oneshot::Sender<Answer>);
 
 /// The history of an ingest peer and what is behind it, shared by the ingest thread and all feeds.
 pub(super) struct Store {
@@ -45,7 +50,9 @@ pub(super) struct Store {
     boot: u64,
     private: Arc<HashSet<String>>,
     /// Channels that operators make: the log does not say again what was told.
-    computed: HashSet<String>,
+    computed: Mutex<HashSet<String>>,
+    /// Who answers about the catalogue.
+    catalogue: mpsc::Sender<Asked>,
     status: watch::Sender<Status>,
     partitions: Mutex<HashMap<Epoch, Partition>>,
     /// What a sibling that starts is given: as old as the last checkpoint.
@@ -62,6 +69,7 @@ pub(super) struct StoreParts {
     pub(super) boot: u64,
     pub(super) private: Arc<HashSet<String>>,
     pub(super) computed: HashSet<String>,
+    pub(super) catalogue: mpsc::Sender<Asked>,
     pub(super) status: Status,
     pub(super) rescan: Rescan,
 }
@@ -81,7 +89,8 @@ type StreamLook = (usize, Look);
 
 impl Store {
     pub(super) fn new(parts: StoreParts) -> Self {
-        let StoreParts { history, retained, key, signer, boot, private, computed, status, rescan } = parts;
+        let StoreParts { history, retained, key, signer, boot, private, computed, catalogue, status, rescan } =
+            parts;
         Self {
             history,
             retained,
@@ -89,7 +98,8 @@ impl Store {
             signer,
             boot,
             private,
-            computed,
+            computed: Mutex::new(computed),
+            catalogue,
             status: watch::Sender::new(status),
             partitions: Mutex::default(),
             state: Mutex::default(),
@@ -123,11 +133,30 @@ impl Store {
         self.status.borrow().sources.iter().all(|source| source.warm)
     }
 
+    fn is_computed(&self, channel: &str) -> bool {
+        self.computed.lock().unwrap_or_else(PoisonError::into_inner).contains(channel)
+    }
+
+    /// Takes note of channels that operators make. What one has made once the log does not say again.
+    pub(super) fn add_computed(&self, channels: impl IntoIterator<Item = String>) {
+        self.computed.lock().unwrap_or_else(PoisonError::into_inner).extend(channels);
+    }
+
+    /// Takes a source more, to be read again.
+    pub(super) fn add_log(&self, log: Log) {
+        self.rescan.add(log);
+    }
+
+    /// Takes other routes of a source.
+    pub(super) fn change_routes(&self, source: &str, routes: RouteTable) {
+        self.rescan.change(source, routes);
+    }
+
     fn find(&self, stream: &CursorStream) -> Found {
         let after = self.history.after(&stream.name, stream.after);
         let read_from = |epoch| self.partition(epoch).map(|partition| partition.read_from);
         match history::find(after, stream.after, stream.scanned, read_from) {
-            Found::Look(look) if self.computed.contains(stream.name.channel()) => {
+            Found::Look(look) if self.is_computed(stream.name.channel()) => {
                 Found::Lost { oldest: look.oldest }
             }
             found => found,
@@ -386,6 +415,18 @@ impl FeedStore for Feeds {
 
     fn status(&self) -> watch::Receiver<Status> {
         self.0.status.subscribe()
+    }
+
+    fn catalogue(&self, ask: Ask) -> BoxFuture<'_, Answer> {
+        Box::pin(async move {
+            let (answer, answered) = oneshot::channel();
+            let refused =
+                || Answer::Refused { reason: "this peer is starting, or ending".into(), busy: true };
+            match self.0.catalogue.send((ask, answer)).await {
+                Ok(()) => answered.await.unwrap_or_else(|_| refused()),
+                Err(_) => refused(),
+            }
+        })
     }
 
     fn state(&self, source: &str) -> BoxFuture<'_, Option<Bytes>> {

@@ -1,21 +1,29 @@
 //! The ingest thread: takes what comes, in turn.
 
-use std::{future::poll_fn, pin::pin, task::Poll, time::Duration};
+use std::{collections::HashSet, future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
-use prometheus::{Histogram, IntCounter, IntGauge};
-use tickmesh_protocol::takeover::SourceId;
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge};
+use tickmesh_protocol::{checkpoint::State, takeover::SourceId};
 use tokio::{
     sync::{mpsc, oneshot},
     time::sleep_until,
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Tiers, core::Core, overview::Overview, warmth::Warmth};
+use super::{
+    Tiers,
+    control::{Change, NewLane, Request},
+    core::Core,
+    hold::Hold,
+    overview::Overview,
+    rescan::Log,
+    warmth::Warmth,
+};
 use crate::{
     ops::health::Condition,
     ports::IngestInput,
     source::SourceEvent,
-    transform::{Operators, Transform},
+    transform::{Operators, Transform, jq::JqError},
 };
 
 pub(super) struct Worker {
@@ -26,6 +34,12 @@ pub(super) struct Worker {
     pub(super) mesh_open: bool,
     /// Who asks how this peer sees the mesh.
     pub(super) overlooks: mpsc::Receiver<oneshot::Sender<Overview>>,
+    /// What the catalogue asks.
+    pub(super) control: mpsc::Receiver<Request>,
+    /// What no record may pass for now.
+    pub(super) hold: Option<Hold>,
+    /// What new lanes are made of.
+    pub(super) maker: LaneMaker,
     pub(super) core: Core,
     pub(super) _ended: DropGuard,
 }
@@ -38,6 +52,10 @@ pub(super) struct Lane {
     pub(super) operators: Operators,
     pub(super) events: mpsc::Receiver<SourceEvent>,
     pub(super) open: bool,
+    /// What has come and has to wait for the end of a hold.
+    pub(super) waiting: Option<SourceEvent>,
+    /// It was taken out of the catalogue: whatever still comes is no event, and no dead letter.
+    pub(super) removed: bool,
     pub(super) tiers: Tiers,
     pub(super) warmth: Warmth,
     pub(super) condition: Condition,
@@ -54,6 +72,7 @@ enum Wake {
     Mesh(IngestInput),
     MeshEnded,
     Asked(oneshot::Sender<Overview>),
+    Control(Request),
     Due { late: Duration },
     Stop,
 }
@@ -63,7 +82,8 @@ impl Worker {
     pub(super) async fn run(mut self, stop: CancellationToken) {
         loop {
             match self.wake(&stop).await {
-                Wake::Source(lane, event) => self.core.take(&mut self.lanes[lane], event),
+                Wake::Source(lane, event) => self.take(lane, event),
+                Wake::Control(request) => self.control(request),
                 Wake::SourceEnded(lane) => self.lanes[lane].open = false,
                 Wake::Mesh(input) => self.take_mesh(input),
                 Wake::MeshEnded => self.mesh_open = false,
@@ -82,9 +102,9 @@ impl Worker {
             }
             self.core.settle(&self.lanes);
             self.core.publish_due().await;
-            self.core.tick(&self.lanes);
+            self.core.tick(&mut self.lanes);
         }
-        self.core.finish(&self.lanes).await;
+        self.core.finish(&mut self.lanes).await;
     }
 
     /// Waits for whatever comes first. The mesh goes before the sources: what others published need not be published
@@ -109,9 +129,20 @@ impl Worker {
             if let Poll::Ready(Some(answer)) = self.overlooks.poll_recv(context) {
                 return Poll::Ready(Wake::Asked(answer));
             }
+            if let Poll::Ready(Some(request)) = self.control.poll_recv(context) {
+                return Poll::Ready(Wake::Control(request));
+            }
             for step in 0..self.lanes.len() {
                 let index = (self.next_lane + step) % self.lanes.len();
                 let lane = &mut self.lanes[index];
+                if lane.waiting.is_some() {
+                    if self.hold.is_some() {
+                        continue;
+                    }
+                    if let Some(event) = lane.waiting.take() {
+                        return Poll::Ready(Wake::Source(index, event));
+                    }
+                }
                 if lane.open
                     && let Poll::Ready(event) = lane.events.poll_recv(context)
                 {
@@ -124,6 +155,74 @@ impl Worker {
             Poll::Pending
         })
         .await
+    }
+
+    fn take(&mut self, index: usize, event: SourceEvent) {
+        let lane = &mut self.lanes[index];
+        let event = match &self.hold {
+            Some(hold) if hold.holds(&lane.source) => {
+                let (event, waiting) = hold.split(event);
+                lane.waiting = waiting;
+                event
+            }
+            _ => Some(event),
+        };
+        if let Some(event) = event {
+            self.core.take(lane, event);
+        }
+    }
+
+    fn control(&mut self, request: Request) {
+        // Who asks may be gone; then nobody needs the answer.
+        match request {
+            Request::Standing(answer) => {
+                let _ = answer.send(self.core.standing(&self.lanes));
+            }
+            Request::Hold { at, sources, answer } => {
+                let hold = Hold::new(&at, sources);
+                let past = self.core.past(&hold, &self.lanes);
+                if past.is_none() {
+                    self.hold = Some(hold);
+                }
+                let _ = answer.send(past.map_or(Ok(()), Err));
+            }
+            Request::Release => self.hold = None,
+            Request::Change { change, done } => {
+                let changed = self.change(*change).map_err(|error| error.to_string());
+                self.hold = None;
+                let _ = done.send(changed);
+            }
+        }
+    }
+
+    /// Nothing is changed if something does not compile.
+    fn change(&mut self, change: Change) -> Result<(), JqError> {
+        let Change { routes, policies, added, removed } = change;
+        let mut new = Vec::new();
+        for NewLane { lane, events, state } in added {
+            let id = SourceId(u16::try_from(self.lanes.len() + new.len()).unwrap_or(u16::MAX));
+            new.push((self.maker.lane(id, lane, events)?, state));
+        }
+        for lane in &mut self.lanes {
+            let table = routes.iter().find(|(source, _)| *source == lane.source && !lane.removed);
+            if let Some((_, table)) = table {
+                lane.transform.change(table)?;
+                self.core.change_routes(lane, table);
+            }
+        }
+        for lane in self.lanes.iter_mut().filter(|lane| removed.contains(&lane.source)) {
+            lane.removed = true;
+            self.core.removed(lane);
+        }
+        self.core.policies = policies;
+        for ((lane, log), state) in new {
+            self.core.added(&lane, log);
+            self.lanes.push(lane);
+            if let (Some(state), Some(lane)) = (state, self.lanes.last_mut()) {
+                self.core.restore(&State { sources: vec![state] }, std::slice::from_mut(lane));
+            }
+        }
+        Ok(())
     }
 
     fn take_mesh(&mut self, input: IngestInput) {
@@ -140,5 +239,45 @@ impl Worker {
             IngestInput::Status(publisher, status) => self.core.status(publisher, &status, &self.lanes),
             IngestInput::PublisherDown(publisher) => self.core.publisher_down(publisher),
         }
+    }
+}
+
+/// Makes lanes, at the start and later.
+pub(super) struct LaneMaker {
+    pub(super) private: Arc<HashSet<String>>,
+    pub(super) ingested: IntCounterVec,
+    pub(super) latency: HistogramVec,
+}
+
+impl LaneMaker {
+    /// A lane, and what its log is read again by.
+    ///
+    /// # Errors
+    /// If a route does not compile.
+    pub(super) fn lane(
+        &self,
+        id: SourceId,
+        lane: super::Lane,
+        events: mpsc::Receiver<SourceEvent>,
+    ) -> Result<(Lane, Log), JqError> {
+        let log = lane.log();
+        let super::Lane { source, routes, channels, tiers, condition, lag, .. } = lane;
+        let lane = Lane {
+            id,
+            ingested: self.ingested.with_label_values(&[&source]),
+            latency: self.latency.with_label_values(&[&source]),
+            transform: Transform::of(&routes, channels, &self.private)?,
+            operators: Operators::of(&routes),
+            source,
+            events,
+            open: true,
+            waiting: None,
+            removed: false,
+            tiers,
+            warmth: Warmth::default(),
+            condition,
+            lag,
+        };
+        Ok((lane, log))
     }
 }

@@ -40,8 +40,14 @@ impl Health {
     /// Adds a condition that is not met yet.
     pub fn condition(&self, name: impl Into<String>) -> Condition {
         let condition = Condition { name: name.into(), health: self.clone() };
-        condition.waiting("starting");
+        let starting = State::Waiting { reason: "starting".to_owned() };
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(condition.name.clone(), starting);
         condition
+    }
+
+    /// Takes a condition away. What its holder still says of it is not heard.
+    pub fn forget(&self, name: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
 
     pub fn readiness(&self) -> Readiness {
@@ -62,13 +68,14 @@ impl Condition {
     /// Logs a change once, not each time it is said.
     fn set(&self, state: State) {
         let mut conditions = self.health.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if conditions.get(&self.name) == Some(&state) {
+        let Some(known) = conditions.get_mut(&self.name) else { return };
+        if *known == state {
             return;
         }
         match &state {
             State::Ready => tracing::info!(condition = self.name, "ready"),
             State::Waiting { reason } => tracing::warn!(condition = self.name, reason, "not ready"),
         }
-        conditions.insert(self.name.clone(), state);
+        *known = state;
     }
 }

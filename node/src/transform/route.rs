@@ -1,6 +1,9 @@
 //! The configuration of a route.
 
+use std::fmt;
+
 use tickmesh_protocol::{
+    feed::MAX_SOURCE_NAME_BYTES,
     policy::{ChannelPolicy, Retain},
     stream::is_part,
 };
@@ -17,6 +20,8 @@ const EVERY_MS: u64 = 1000;
 /// One `[[route]]` of the configuration. Its jq programs have been seen to compile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteConfig {
+    /// What it is called, so that it can be changed. Empty if it need not be.
+    pub name: String,
     /// Name of the source whose records it takes.
     pub source: String,
     /// Glob over the source's topics.
@@ -59,6 +64,7 @@ impl RouteConfig {
     /// A route that takes all records of a topic, and passes their values as they are.
     pub fn new(source: &str, topic: &str, channel: &str, key: &str) -> Self {
         Self {
+            name: String::new(),
             source: source.into(),
             topic: topic.into(),
             filter: None,
@@ -71,6 +77,13 @@ impl RouteConfig {
     }
 
     pub fn read(section: &mut Section) -> Option<Self> {
+        let name = section.or("name", String::new());
+        if !name.is_empty() && (!is_part(&name) || name.len() > MAX_SOURCE_NAME_BYTES) {
+            section.fault(
+                "name",
+                format!("{name:?} is no name; write up to {MAX_SOURCE_NAME_BYTES} of a-z, 0-9, _ and -"),
+            );
+        }
         let source = section.required("source");
         let topic = section.or("topic", "*".to_owned());
         let filter = program(section, "filter");
@@ -94,6 +107,7 @@ impl RouteConfig {
             }
         }
         Some(Self {
+            name,
             source: source?,
             topic,
             filter,
@@ -108,6 +122,17 @@ impl RouteConfig {
     /// The channel, if an operator makes all of it.
     pub fn computed_channel(&self) -> Option<&str> {
         matches!(self.makes, Makes::Operator(_)).then_some(&*self.channel)
+    }
+}
+
+impl fmt::Display for RouteConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, source, topic, channel, .. } = self;
+        if name.is_empty() {
+            write!(f, "route of source {source}, topic {topic}, to {channel}")
+        } else {
+            write!(f, "route {name} of source {source}, topic {topic}, to {channel}")
+        }
     }
 }
 

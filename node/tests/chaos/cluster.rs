@@ -3,20 +3,17 @@
 use std::{
     collections::HashMap,
     fs,
-    net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
 };
 
 use crate::{
     load::TOPIC,
     node::{Network, Node, Ports, Role, metric_in, wait_until},
+    ports::free_port,
 };
 
 const EDGES: [(&str, &str); 3] =
     [("edge-eu", "eu-west"), ("edge-us", "us-east"), ("edge-ap", "ap-northeast")];
-
-/// Ports of peers that are started again are looked for below those that the system gives to anybody (from 32768 on).
-const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
 /// Longer batches than by default: unoptimized peers on two cores sign and check what five of them make.
 const INGEST: &str = "[ingest]\nbatch = \"3ms\"\n";
@@ -69,11 +66,9 @@ pub struct Member {
 impl Cluster {
     pub fn start(brokers: &str, ingest_peers: usize) -> Self {
         let network = Network::new();
-        let mut ports = free_ports();
-        let mut port = || ports.next().expect("a free port");
         let names: Vec<String> = (1..=ingest_peers).map(|n| format!("ingest-{n}")).collect();
         let publishers: Vec<String> = names.iter().map(|name| network.key(name)).collect();
-        let mesh_ports: Vec<u16> = names.iter().map(|_| port()).collect();
+        let mesh_ports: Vec<u16> = names.iter().map(|_| free_port()).collect();
         let bootstrap: Vec<String> = publishers
             .iter()
             .zip(&mesh_ports)
@@ -100,7 +95,13 @@ impl Cluster {
         let mut edges = Vec::new();
         let edge = format!("{auth}{EDGE}");
         for (name, region) in EDGES {
-            edges.push(start(name, region, "[\"edge\"]", Ports { edge: port(), mesh: port() }, &edge));
+            edges.push(start(
+                name,
+                region,
+                "[\"edge\"]",
+                Ports { edge: free_port(), mesh: free_port() },
+                &edge,
+            ));
         }
         Self { ingest, edges, network }
     }
@@ -235,13 +236,4 @@ pub fn cpu_seconds(pid: u32) -> f64 {
     // After the name, which may hold spaces, user time is the 12th field and system time the 13th.
     let fields = stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace()).into_iter().flatten();
     fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / TICKS_PER_SECOND
-}
-
-/// Ports that nobody uses now, from a place of this process's own, so that tests side by side seldom meet.
-fn free_ports() -> impl Iterator<Item = u16> {
-    let width = u32::from(PORTS.end - PORTS.start);
-    let first = std::process::id().wrapping_mul(97) % width;
-    (0..width)
-        .map(move |n| PORTS.start + ((first + n) % width) as u16)
-        .filter(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
 }

@@ -111,8 +111,8 @@ pub enum Disks {
 /// All ingest peers are killed at once, and come back after a while.
 pub fn kill_all_ingest(rig: &mut Rig, disks: Disks) {
     rig.go_on(AFTERWARDS);
-    if disks == Disks::AllLost {
-        // All of the log is read again.
+    if disks != Disks::Kept {
+        // All of the log is read again, by who finds no sibling that knows more.
         rig.trim_log();
     }
     for ingest in &mut rig.cluster.ingest {

@@ -16,6 +16,7 @@ use tickmesh::ports::{
 };
 use tickmesh_protocol::{
     Batch, Event, Position, Previous, Sequence, SignedBatch, SigningKey, StreamName, Topic,
+    catalogue::{Answer, Ask, Catalogue},
     feed::{FeedEnd, Status},
 };
 use tokio::sync::{Notify, watch};
@@ -235,6 +236,14 @@ impl Follow for Follower {
 }
 
 impl FeedStore for Store {
+    fn catalogue(&self, ask: Ask) -> BoxFuture<'_, Answer> {
+        let answer = match ask {
+            Ask::Whole => Answer::Whole(Catalogue::default()),
+            _ => Answer::Done,
+        };
+        Box::pin(std::future::ready(answer))
+    }
+
     fn is_private(&self, topic: &Topic) -> bool {
         topic.channel() == "orders"
     }

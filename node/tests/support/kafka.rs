@@ -9,9 +9,12 @@
 )]
 #![allow(dead_code, reason = "each integration test takes in this file and uses a part of it")]
 
+#[allow(clippy::duplicate_mod, reason = "the file of each server stands alone")]
+#[path = "ports.rs"]
+mod ports;
+
 use std::{
     fs,
-    net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -31,6 +34,8 @@ use rdkafka::{
     producer::{BaseRecord, NoCustomPartitioner, Producer, ProducerContext, ThreadedProducer},
     types::RDKafkaErrorCode,
 };
+
+use self::ports::free_port;
 
 /// A broker needs 6 to 8 seconds on a quiet machine; tests share a busy one.
 const START_DEADLINE: Duration = Duration::from_secs(90);
@@ -113,7 +118,7 @@ impl KafkaBroker {
     }
 
     fn prepare_in(directory: PathBuf, own: Option<tempfile::TempDir>) -> Self {
-        let [port, controller_port, sasl_port] = free_ports();
+        let [port, controller_port, sasl_port] = [(); 3].map(|()| free_port());
         let properties = format!(
             "process.roles=broker,controller\n\
              node.id=1\n\
@@ -362,12 +367,6 @@ impl Drop for KafkaBroker {
 
 fn options() -> AdminOptions {
     AdminOptions::new().request_timeout(Some(DEADLINE)).operation_timeout(Some(DEADLINE))
-}
-
-/// Ports that nobody uses. All are held until all are known, so that they differ.
-fn free_ports<const COUNT: usize>() -> [u16; COUNT] {
-    let listeners = [(); COUNT].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port"));
-    listeners.map(|listener| listener.local_addr().unwrap().port())
 }
 
 /// Writes records and knows how many the broker has taken.

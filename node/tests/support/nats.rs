@@ -8,9 +8,12 @@
 )]
 #![allow(dead_code, reason = "each integration test takes in this file and uses a part of it")]
 
+#[allow(clippy::duplicate_mod, reason = "the file of each server stands alone")]
+#[path = "ports.rs"]
+mod ports;
+
 use std::{
     fs,
-    net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -20,6 +23,8 @@ use async_nats::{
     ConnectOptions,
     jetstream::{self, Context},
 };
+
+use self::ports::free_port;
 
 /// It needs a tenth of a second on a quiet machine.
 const START_DEADLINE: Duration = Duration::from_secs(30);
@@ -44,8 +49,7 @@ impl NatsServer {
     /// Chooses a port and a folder without starting: [`Self::restart`] does.
     pub fn prepare() -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-        let port = listener.local_addr().unwrap().port();
+        let port = free_port();
         let server = Self { directory, port, child: None };
         server.authorize(&format!("authorization {{ users: [{{ user: {USER}, password: {USER} }}] }}"));
         fs::write(server.password_file(), USER).expect("a password");

@@ -8,15 +8,20 @@
 )]
 #![allow(dead_code, reason = "each integration test takes in this file and uses a part of it")]
 
+#[allow(clippy::duplicate_mod, reason = "the file of each server stands alone")]
+#[path = "ports.rs"]
+mod ports;
+
 use std::{
     fs,
-    net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use redis::{Client, Commands, Connection, FromRedisValue, RedisResult};
+
+use self::ports::free_port;
 
 /// A server needs some milliseconds on a quiet machine; tests share a busy one.
 const START_DEADLINE: Duration = Duration::from_secs(30);
@@ -228,10 +233,6 @@ impl RedisCluster {
             self.nodes[node].run::<()>(&["CLUSTER", "SETSLOT", &slot, "NODE", &id(to)]);
         }
     }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
 /// A file of the tests of Redis.

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     Position, SignedBatch, StreamName, Topic,
     batch::InvalidBatch,
+    catalogue::{Answer, Ask, InvalidChange, MAX_STANDING},
     feed::{
         FeedEnd, FeedFrame, FeedRequest, MAX_FEED_STREAMS, MAX_REASON_BYTES, MAX_SOURCE_NAME_BYTES,
         MAX_STATE_CHUNK_BYTES, MAX_STATUS_SOURCES, SourceStatus, Status,
@@ -31,12 +32,27 @@ pub const MAX_FEED_FRAME_BYTES: usize = MAX_ENVELOPE_BYTES + 16;
 
 #[derive(Encode, BorrowDecode)]
 enum WireRequest<'a> {
-    Streams { topic: &'a str, after: Vec<(&'a str, Option<WirePosition>)>, live: bool },
-    Topic { topic: &'a str, after: Vec<(&'a str, WirePosition)>, live: bool },
+    Streams {
+        topic: &'a str,
+        after: Vec<(&'a str, Option<WirePosition>)>,
+        live: bool,
+    },
+    Topic {
+        topic: &'a str,
+        after: Vec<(&'a str, WirePosition)>,
+        live: bool,
+    },
     Status,
-    State { source: &'a str },
-    Snapshots { topic: &'a str, streams: Vec<&'a str> },
+    State {
+        source: &'a str,
+    },
+    Snapshots {
+        topic: &'a str,
+        streams: Vec<&'a str>,
+    },
     Private,
+    /// JSON: it is asked for now and then, and people look at it.
+    Catalogue(&'a str),
 }
 
 #[derive(Clone, Copy, Encode, BorrowDecode)]
@@ -58,6 +74,7 @@ enum WireFrame<'a> {
     Denied { streams: Vec<&'a str>, why: WireDenial },
     Events(Vec<WireEvent<'a>>),
     Revoked(Vec<WireRevocation<'a>>),
+    Catalogue(&'a str),
 }
 
 #[derive(Encode, BorrowDecode)]
@@ -94,6 +111,10 @@ impl TryFrom<WirePosition> for Position {
 pub fn encode_feed_request(request: &FeedRequest) -> Result<Vec<u8>, CodecError> {
     check_request(request)?;
     let topic = request.topic().map(Topic::to_string).unwrap_or_default();
+    let asked = match request {
+        FeedRequest::Catalogue(ask) => to_json(&**ask, MAX_FEED_REQUEST_BYTES)?,
+        _ => String::new(),
+    };
     encode(&match request {
         FeedRequest::Streams { after, live, .. } => WireRequest::Streams {
             topic: &topic,
@@ -111,6 +132,7 @@ pub fn encode_feed_request(request: &FeedRequest) -> Result<Vec<u8>, CodecError>
             WireRequest::Snapshots { topic: &topic, streams: texts(streams) }
         }
         FeedRequest::Private => WireRequest::Private,
+        FeedRequest::Catalogue(_) => WireRequest::Catalogue(&asked),
     })
 }
 
@@ -135,6 +157,7 @@ pub fn decode_feed_request(bytes: &[u8]) -> Result<FeedRequest, CodecError> {
             FeedRequest::Snapshots { topic: topic.parse()?, streams: names(streams)? }
         }
         WireRequest::Private => FeedRequest::Private,
+        WireRequest::Catalogue(ask) => FeedRequest::Catalogue(Box::new(of_json(ask)?)),
     };
     check_request(&request)?;
     Ok(request)
@@ -149,6 +172,7 @@ fn check_request(request: &FeedRequest) -> Result<(), CodecError> {
             check_streams(topic, 0, after.iter().map(|(stream, _)| stream))
         }
         FeedRequest::Status | FeedRequest::Private => Ok(()),
+        FeedRequest::Catalogue(ask) => check_ask(ask),
         FeedRequest::State { source } => check_text("name of a source", source, MAX_SOURCE_NAME_BYTES),
         FeedRequest::Snapshots { topic, streams } => check_streams(topic, 1, streams.iter()),
     }
@@ -180,6 +204,13 @@ fn check_streams<'a>(
 /// # Errors
 /// If it breaks one of its limits.
 pub fn encode_feed_frame(frame: &FeedFrame) -> Result<Vec<u8>, CodecError> {
+    let answered = match frame {
+        FeedFrame::Catalogue(answer) => {
+            check_answer(answer)?;
+            to_json(&**answer, MAX_FEED_FRAME_BYTES)?
+        }
+        _ => String::new(),
+    };
     let bytes = encode(&match frame {
         FeedFrame::Page(page) => WireFrame::Page(page.envelope()),
         FeedFrame::End { streams } => {
@@ -218,6 +249,7 @@ pub fn encode_feed_frame(frame: &FeedFrame) -> Result<Vec<u8>, CodecError> {
         }
         FeedFrame::Events(events) => WireFrame::Events(wire_events(events)?),
         FeedFrame::Revoked(revocations) => WireFrame::Revoked(wire_revocations(revocations)?),
+        FeedFrame::Catalogue(_) => WireFrame::Catalogue(&answered),
     })?;
     check_size(bytes.len(), MAX_FEED_FRAME_BYTES)?;
     Ok(bytes)
@@ -268,7 +300,49 @@ pub fn decode_feed_frame(bytes: &Bytes) -> Result<FeedFrame, InvalidBatch> {
         }
         WireFrame::Events(events) => FeedFrame::Events(events_of(bytes, &events)?),
         WireFrame::Revoked(revocations) => FeedFrame::Revoked(revocations_of(revocations)?),
+        WireFrame::Catalogue(answer) => {
+            let answer = of_json(answer)?;
+            check_answer(&answer)?;
+            FeedFrame::Catalogue(Box::new(answer))
+        }
     })
+}
+
+fn to_json(value: &impl serde::Serialize, limit: usize) -> Result<String, CodecError> {
+    let json = serde_json::to_string(value).map_err(|error| CodecError::Format(error.to_string()))?;
+    check_size(json.len(), limit)?;
+    Ok(json)
+}
+
+fn of_json<T: serde::de::DeserializeOwned>(json: &str) -> Result<T, CodecError> {
+    serde_json::from_str(json).map_err(|error| CodecError::Format(error.to_string()))
+}
+
+fn check_ask(ask: &Ask) -> Result<(), CodecError> {
+    match ask {
+        Ask::Promise { change, at, .. } => {
+            change.check()?;
+            check_positions(at.len(), MAX_STANDING)
+        }
+        Ask::Standing | Ask::Commit { .. } | Ask::Abort { .. } | Ask::Whole => Ok(()),
+    }
+}
+
+fn check_answer(answer: &Answer) -> Result<(), CodecError> {
+    match answer {
+        Answer::Standing { partitions, .. } => check_positions(partitions.len(), MAX_STANDING),
+        Answer::Whole(catalogue) => Ok(catalogue.check()?),
+        Answer::Refused { reason, .. } => check_text("reason", reason, MAX_REASON_BYTES),
+        Answer::Done => Ok(()),
+    }
+}
+
+fn check_positions(count: usize, most: usize) -> Result<(), CodecError> {
+    if count <= most {
+        Ok(())
+    } else {
+        Err(InvalidChange::TooMuch { what: "partitions", count, most }.into())
+    }
 }
 
 impl From<&FeedEnd> for WireEnd {

@@ -138,6 +138,9 @@ fn ingest_role(market: Market) -> IngestRole {
         }],
         routes: Vec::new(),
         checkpoint_file: None,
+        catalogue_file: None,
+        catalogue_folder: None,
+        folder: std::path::PathBuf::new(),
     }
 }
 

@@ -64,7 +64,11 @@ fn the_newest_is_written_when_it_is_time_and_at_the_end() {
     writer.end();
     assert_eq!(next(&path), Some(50), "the newest, at the end");
     assert_eq!(load(&path), Some(state(50)));
-    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, MODE);
+    assert_eq!(
+        fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+        0o600,
+        "names of private streams hold user ids"
+    );
     assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "nothing is left beside it");
     assert_eq!(value(&registry, "checkpoint_failures_total"), 0);
     assert_eq!(value(&registry, "checkpoint_bytes"), fs::metadata(&path).unwrap().len());

@@ -21,6 +21,8 @@ const CHUNK_BYTES: usize = 512;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     pub(super) source: usize,
+    /// How often the routes had changed by then.
+    pub(super) changes: u64,
     pub(super) epoch: Epoch,
     pub(super) topic: Arc<str>,
     pub(super) partition: u32,
@@ -159,7 +161,15 @@ mod tests {
     use super::*;
 
     fn key(start: u64) -> Key {
-        Key { source: 0, epoch: Epoch::from_u64(1), topic: "t".into(), partition: 0, start, size: 8 }
+        Key {
+            source: 0,
+            changes: 0,
+            epoch: Epoch::from_u64(1),
+            topic: "t".into(),
+            partition: 0,
+            start,
+            size: 8,
+        }
     }
 
     fn chunk(start: u64, until: u64, bytes: usize) -> Option<Arc<Chunk>> {

@@ -105,7 +105,7 @@ impl Bench {
         let logs = vec![Log {
             source: "market".into(),
             reader: log.clone(),
-            routes: Arc::new([]),
+            routes: Arc::from([]),
             channels: Some(&CHANNELS),
         }];
         let stop = CancellationToken::new();

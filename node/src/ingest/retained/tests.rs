@@ -201,7 +201,7 @@ impl Peer {
             condition: Health::default().condition("ingest engine"),
             lag: registry.gauge("lag", "Lag."),
         };
-        let opened = ingest::open(Parts {
+        let parts = Parts {
             config: ingest::Config {
                 checkpoint_every: Duration::from_millis(100),
                 ..ingest::Config::default()
@@ -216,8 +216,8 @@ impl Peer {
             stop: stop.clone(),
             lifecycle: LifecycleEvents::new(&registry),
             registry,
-        })
-        .unwrap();
+        };
+        let opened = ingest::open(parts, mpsc::channel(1).0).unwrap();
         let feeds = opened.feeds();
         let start = Start {
             state: load_checkpoint(checkpoint),

@@ -309,7 +309,9 @@ impl FeedReader {
                 }
                 self.metrics.pages_received.inc();
             }
-            (FeedFrame::End { .. }, _, Some(_)) | (FeedFrame::Status(_), "status", None) => {}
+            (FeedFrame::End { .. }, _, Some(_))
+            | (FeedFrame::Status(_), "status", None)
+            | (FeedFrame::Catalogue(_), "catalogue", None) => {}
             (FeedFrame::State { chunk, .. }, "state", None) => {
                 self.state_bytes = self.state_bytes.saturating_add(chunk.len());
                 if self.state_bytes > MAX_STATE_BYTES {
@@ -325,6 +327,7 @@ impl FeedReader {
         match frame {
             FeedFrame::End { .. } => !self.live,
             FeedFrame::State { last, .. } => *last,
+            FeedFrame::Catalogue(_) => true,
             _ => false,
         }
     }

@@ -40,6 +40,7 @@ pub(super) fn kind(request: &FeedRequest) -> &'static str {
         FeedRequest::State { .. } => "state",
         FeedRequest::Snapshots { .. } => "snapshots",
         FeedRequest::Private => "private",
+        FeedRequest::Catalogue(_) => "catalogue",
     }
 }
 
@@ -83,7 +84,9 @@ impl<'a, T: Io> Serving<'a, T> {
             _ if !self.server.may_ask(peer, &request) => {
                 Err(Ended::Refused("the streams are private".into()))
             }
-            FeedRequest::Status | FeedRequest::State { .. } if !may_know_status => {
+            FeedRequest::Status | FeedRequest::State { .. } | FeedRequest::Catalogue(_)
+                if !may_know_status =>
+            {
                 Err(Ended::Refused("only publishers are told".into()))
             }
             FeedRequest::Streams { topic, after, live } => {
@@ -100,6 +103,10 @@ impl<'a, T: Io> Serving<'a, T> {
             FeedRequest::Status => self.status().await,
             FeedRequest::State { source } => self.state(&source).await,
             FeedRequest::Private => self.private(peer).await,
+            FeedRequest::Catalogue(ask) => {
+                let answer = self.server.store.catalogue(*ask).await;
+                self.send(&FeedFrame::Catalogue(Box::new(answer))).await
+            }
             FeedRequest::Snapshots { topic, streams } => self.snapshots(&topic, streams).await,
         };
         (kind, self.end(ended).await)
