@@ -1,8 +1,8 @@
 //! An order book (L2: quantities by price), kept from the events of a depth stream. Pure.
 //!
 //! Events are differences, as exchanges send them: levels as they are from now on, a quantity of zero where a level is gone.
-//! One that says `"snapshot":true` holds the whole book. Prices and quantities are exact texts: compared as decimals, and
-//! given out as they came in.
+//! One that says `"snapshot":true` holds the whole book; one that says `"incomplete":true`, that nobody knows it from here on, until
+//! the next whole one. Prices and quantities are exact texts: compared as decimals, and given out as they came in.
 //!
 //! A worked example:
 //!
@@ -23,6 +23,7 @@
 //! assert_eq!(other, book);
 //! ```
 
+mod checksum;
 mod decimal;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
@@ -39,6 +40,9 @@ use crate::event::MAX_EVENT_DATA_BYTES;
 
 /// Most levels on one side: what the deepest books of large exchanges have.
 pub const MAX_BOOK_LEVELS: usize = 10_000;
+
+/// Levels of each side that a checksum covers.
+const CHECKSUM_LEVELS: usize = 10;
 
 /// Longest timestamp, in bytes of JSON: RFC 3339 with nanoseconds and a zone, and room.
 const MAX_TIMESTAMP_BYTES: usize = 64;
@@ -69,6 +73,15 @@ struct Level {
     price_bytes: u8,
 }
 
+/// What an event or a record says of one level, parsed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    price: Decimal,
+    level: Level,
+    /// Its quantity is zero.
+    gone: bool,
+}
+
 /// Why a book is not known as a whole any more, until the next event that holds all of it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
@@ -88,7 +101,35 @@ impl Book {
     /// # Errors
     /// Says why the book is not known as a whole from now on.
     pub fn apply(&mut self, data: &[u8]) -> Result<(), Broken> {
-        let applied = Depth::parse(data).and_then(|depth| self.take(&depth));
+        let applied = Depth::parse(data).and_then(|depth| {
+            if depth.incomplete == Some(true) {
+                self.clear();
+                return Ok(());
+            }
+            let sides = [&depth.asks, &depth.bids];
+            let sides = sides.map(|levels| levels.iter().flatten().map(ToldLevel::read));
+            self.take(depth.snapshot == Some(true), sides, depth.timestamp()?)
+        });
+        if applied.is_err() {
+            self.clear();
+        }
+        applied
+    }
+
+    /// Takes in changes that were parsed before, as [`Self::apply`] does. `whole`: they are all there is.
+    ///
+    /// # Errors
+    /// Says why the book is not known as a whole from now on.
+    pub fn change(
+        &mut self,
+        whole: bool,
+        asks: &[Change],
+        bids: &[Change],
+        timestamp_ms: u64,
+    ) -> Result<(), Broken> {
+        let timestamp = timestamp_ms.to_string();
+        let applied =
+            self.take(whole, [asks, bids].map(|side| side.iter().cloned().map(Ok)), Some(&timestamp));
         if applied.is_err() {
             self.clear();
         }
@@ -111,11 +152,9 @@ impl Book {
             return None;
         }
         let mut data = String::with_capacity(self.data_bytes());
-        data.push_str(r#"{"asks":["#);
-        put_side(&mut data, self.asks.values());
-        data.push_str(r#"],"bids":["#);
-        put_side(&mut data, self.bids.values().rev());
-        data.push_str(r#"],"snapshot":true"#);
+        data.push('{');
+        put_sides(&mut data, self.asks.values(), self.bids.values().rev());
+        data.push_str(r#","snapshot":true"#);
         if let Some(timestamp) = &self.timestamp {
             data.push_str(r#","timestamp":"#);
             data.push_str(timestamp);
@@ -129,43 +168,114 @@ impl Book {
         FRAME_BYTES + self.timestamp.as_ref().map_or(0, |timestamp| timestamp.len()) + self.bytes
     }
 
-    fn take(&mut self, depth: &Depth<'_>) -> Result<(), Broken> {
-        if depth.snapshot == Some(true) {
+    /// The best levels of each side, as a part of an object: `"asks":[…],"bids":[…]`, asks ascending, bids descending.
+    pub fn top(&self, levels: usize) -> String {
+        let mut text = String::new();
+        put_sides(&mut text, self.asks.values().take(levels), self.bids.values().rev().take(levels));
+        text
+    }
+
+    /// CRC32 of the ten best levels of each side, as Kraken makes it (<https://docs.kraken.com/api/docs/guides/spot-ws-book-v2>): the
+    /// asks ascending, then the bids descending; of each the price and the quantity, without the point and then without
+    /// zeros in front.
+    pub fn checksum(&self) -> u32 {
+        let asks = self.asks.values().take(CHECKSUM_LEVELS);
+        checksum::of(asks.chain(self.bids.values().rev().take(CHECKSUM_LEVELS)).map(Level::parts))
+    }
+
+    /// Whether somebody would buy for more than somebody sells for, or for as much: an exchange matches those.
+    pub fn is_crossed(&self) -> bool {
+        let (ask, bid) = (self.asks.first_key_value(), self.bids.last_key_value());
+        ask.zip(bid).is_some_and(|((ask, _), (bid, _))| bid >= ask)
+    }
+
+    fn take(
+        &mut self,
+        whole: bool,
+        [asks, bids]: [impl Iterator<Item = Result<Change, Broken>>; 2],
+        timestamp: Option<&str>,
+    ) -> Result<(), Broken> {
+        if whole {
             self.clear();
             self.whole = true;
         } else if !self.whole {
             return Ok(());
         }
-        for (side, levels) in [(&mut self.asks, &depth.asks), (&mut self.bids, &depth.bids)] {
-            for told in levels.iter().flatten() {
-                let (price, level) = told.read()?;
-                let (before, now) = match level {
-                    Some(level) => {
-                        let now = level.bytes();
-                        (side.insert(price, level), now)
-                    }
-                    None => (side.remove(&price), 0),
-                };
-                self.bytes = self.bytes + now - before.map_or(0, |before| before.bytes());
-            }
-            if side.len() > MAX_BOOK_LEVELS {
-                return Err(Broken::TooManyLevels);
-            }
-        }
-        self.timestamp = depth.timestamp()?.map(Box::from);
+        take_side(&mut self.asks, &mut self.bytes, asks)?;
+        take_side(&mut self.bids, &mut self.bytes, bids)?;
+        self.timestamp = timestamp.map(Box::from);
         if self.data_bytes() > MAX_EVENT_DATA_BYTES { Err(Broken::TooLarge) } else { Ok(()) }
     }
+}
+
+fn take_side(
+    side: &mut BTreeMap<Decimal, Level>,
+    bytes: &mut usize,
+    changes: impl Iterator<Item = Result<Change, Broken>>,
+) -> Result<(), Broken> {
+    for change in changes {
+        let Change { price, level, gone } = change?;
+        let (before, now) = if gone {
+            (side.remove(&price), 0)
+        } else {
+            let now = level.bytes();
+            (side.insert(price, level), now)
+        };
+        *bytes = *bytes + now - before.map_or(0, |before| before.bytes());
+    }
+    if side.len() > MAX_BOOK_LEVELS { Err(Broken::TooManyLevels) } else { Ok(()) }
+}
+
+impl Change {
+    /// A level as it is from now on: gone, if its quantity is zero.
+    ///
+    /// # Errors
+    /// If one of them is no number, or the quantity is below zero.
+    pub fn parse(price_text: &str, quantity_text: &str) -> Result<Self, Broken> {
+        let (price, quantity) = (number(price_text)?, number(quantity_text)?);
+        if quantity.is_negative() {
+            return Err(Broken::NoDepth(format!("a quantity of {quantity_text}")));
+        }
+        // It was just seen to be short.
+        let price_bytes = u8::try_from(price_text.len()).unwrap_or(u8::MAX);
+        let level = Level { text: [price_text, quantity_text].concat().into(), price_bytes };
+        Ok(Self { price, level, gone: quantity.is_zero() })
+    }
+}
+
+/// Changes as a part of an object, in their order: `"asks":[…],"bids":[…]`.
+pub fn changes_to_text(asks: &[Change], bids: &[Change]) -> String {
+    let mut text = String::new();
+    put_sides(&mut text, asks.iter().map(|change| &change.level), bids.iter().map(|change| &change.level));
+    text
 }
 
 impl Level {
     fn bytes(&self) -> usize {
         LEVEL_BYTES + self.text.len()
     }
+
+    /// Price and quantity.
+    fn parts(&self) -> (&str, &str) {
+        self.text.split_at(usize::from(self.price_bytes))
+    }
+}
+
+fn put_sides<'a>(
+    text: &mut String,
+    asks: impl Iterator<Item = &'a Level>,
+    bids: impl Iterator<Item = &'a Level>,
+) {
+    text.push_str(r#""asks":["#);
+    put_side(text, asks);
+    text.push_str(r#"],"bids":["#);
+    put_side(text, bids);
+    text.push(']');
 }
 
 fn put_side<'a>(data: &mut String, levels: impl Iterator<Item = &'a Level>) {
     for (index, level) in levels.enumerate() {
-        let (price, quantity) = level.text.split_at(usize::from(level.price_bytes));
+        let (price, quantity) = level.parts();
         if index > 0 {
             data.push(',');
         }
@@ -185,6 +295,7 @@ struct Depth<'a> {
     #[serde(borrow)]
     timestamp: Option<&'a RawValue>,
     snapshot: Option<bool>,
+    incomplete: Option<bool>,
 }
 
 /// `[price, quantity]`, strings or numbers, as they are written; what else an exchange says of a level is passed over.
@@ -220,17 +331,8 @@ impl<'a> Depth<'a> {
 }
 
 impl ToldLevel<'_> {
-    /// The price, and the level unless it is gone.
-    fn read(&self) -> Result<(Decimal, Option<Level>), Broken> {
-        let (price_text, quantity_text) = (number_text(self.price), number_text(self.quantity));
-        let (price, quantity) = (number(price_text)?, number(quantity_text)?);
-        if quantity.is_negative() {
-            return Err(Broken::NoDepth(format!("a quantity of {quantity_text}")));
-        }
-        // It was just seen to be short.
-        let price_bytes = u8::try_from(price_text.len()).unwrap_or(u8::MAX);
-        let level = || Level { text: [price_text, quantity_text].concat().into(), price_bytes };
-        Ok((price, (!quantity.is_zero()).then(level)))
+    fn read(&self) -> Result<Change, Broken> {
+        Change::parse(number_text(self.price), number_text(self.quantity))
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use tickmesh_protocol::{
-    book::{Book, Broken, MAX_BOOK_LEVELS},
+    book::{Book, Broken, Change, MAX_BOOK_LEVELS, changes_to_text},
     event::MAX_EVENT_DATA_BYTES,
 };
 
@@ -106,11 +106,30 @@ proptest! {
             prop_assert_eq!(book.is_whole(), model.whole);
             let Some(data) = book.to_data() else { continue };
             prop_assert_eq!(&data, &model.data(told.timestamp));
+            let levels = book.top(MAX_BOOK_LEVELS);
+            prop_assert!(data[1..].starts_with(&levels));
             prop_assert!(data.len() <= book.data_bytes() && book.data_bytes() <= data.len() + 20);
             // Whoever is given the whole has the same book.
             let mut given = Book::default();
             given.apply(data.as_bytes()).unwrap();
             prop_assert_eq!(given, book.clone());
+        }
+    }
+
+    /// Changes that were parsed before come to the same as their text does.
+    #[test]
+    fn changes_are_what_their_text_says(events in prop::collection::vec(any_told(), 1..20)) {
+        let (mut changed, mut told_of) = (Book::default(), Book::default());
+        for (told, timestamp_ms) in events.iter().zip(7..) {
+            let parse = |(price, quantity): &(Number, Number)| {
+                Change::parse(price.json().trim_matches('"'), quantity.json().trim_matches('"')).unwrap()
+            };
+            let [asks, bids] = told.sides.each_ref().map(|side| side.iter().map(parse).collect::<Vec<_>>());
+            changed.change(told.snapshot, &asks, &bids, timestamp_ms).unwrap();
+            let sides = changes_to_text(&asks, &bids);
+            let text = format!("{{{sides},\"snapshot\":{},\"timestamp\":{timestamp_ms}}}", told.snapshot);
+            told_of.apply(text.as_bytes()).unwrap();
+            prop_assert_eq!(&changed, &told_of);
         }
     }
 
@@ -162,6 +181,33 @@ fn what_is_no_depth_message_breaks_the_book_until_the_next_whole_one() {
         book.apply(br#"{"asks":[],"bids":[["1",2]],"snapshot":true}"#).unwrap();
         assert_eq!(book.to_data().unwrap(), r#"{"asks":[],"bids":[["1","2"]],"snapshot":true}"#);
     }
+}
+
+#[test]
+fn a_book_that_is_said_to_be_incomplete_is_not_known() {
+    let mut book = whole(r#"["1","2"]"#);
+    book.apply(br#"{"asks":[],"bids":[],"incomplete":true,"timestamp":5}"#).unwrap();
+    assert_eq!(book, Book::default());
+    assert!(book.apply(br#"{"asks":[],"incomplete":1}"#).is_err());
+}
+
+#[test]
+fn the_top_of_a_book_and_whether_it_is_crossed() {
+    let mut book = whole(r#"["3","1"],["4","1"],["5.0","2"]"#);
+    book.apply(br#"{"bids":[["1","7"],["2.5","8"]]}"#).unwrap();
+    assert_eq!(book.top(1), r#""asks":[["3","1"]],"bids":[["2.5","8"]]"#);
+    assert_eq!(book.top(2), r#""asks":[["3","1"],["4","1"]],"bids":[["2.5","8"],["1","7"]]"#);
+    assert!(!book.is_crossed());
+    book.apply(br#"{"bids":[["3.00","1"]]}"#).unwrap();
+    assert!(book.is_crossed(), "a bid of as much as the best ask");
+    assert!(!whole(r#"["3","1"]"#).is_crossed(), "nobody buys");
+    // Less than ten levels are all there are; what is behind the tenth changes nothing.
+    let mut deep = whole(&(10..20).map(|price| format!("[\"{price}\",\"1\"]")).collect::<Vec<_>>().join(","));
+    let checksum = deep.checksum();
+    deep.apply(br#"{"asks":[["20","1"]]}"#).unwrap();
+    assert_eq!(deep.checksum(), checksum);
+    deep.apply(br#"{"asks":[["9.5","1"]]}"#).unwrap();
+    assert_ne!(deep.checksum(), checksum);
 }
 
 #[test]

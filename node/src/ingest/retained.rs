@@ -63,7 +63,7 @@ impl RetainedStreams {
             streams: Mutex::new(Streams { by_name: HashMap::new(), bytes: 0, max_bytes, told_full: false }),
             broken: registry.counter(
                 "books_broken_total",
-                "Order books that were whole until an event was no depth message, was missed, or made them too large.",
+                "Order books that were whole until an event was no depth message, was missed, said so, or made them too large.",
             ),
             bytes: registry.gauge("retained_bytes", "Memory taken by last events and order books, about."),
         }
@@ -124,10 +124,11 @@ impl RetainedStreams {
                 let applied = book.apply(&event.data);
                 if was_whole && !book.is_whole() {
                     self.broken.inc();
-                    let reason = applied.err().map_or_else(
-                        || "an event was missed, or the stream is numbered anew".to_owned(),
-                        |broken| broken.to_string(),
-                    );
+                    let reason = match applied {
+                        Err(broken) => broken.to_string(),
+                        Ok(()) if follows => "its event says that it is incomplete".to_owned(),
+                        Ok(()) => "an event was missed, or the stream is numbered anew".to_owned(),
+                    };
                     kept.tell_broken(event, &reason);
                 }
             }
