@@ -16,7 +16,7 @@ use toml::Table;
 use self::reader::{Fault, Faults, Section};
 use crate::{
     auth, edge, ingest, mesh, ops, signing, source,
-    transform::{Policies, RouteConfig},
+    transform::{Policies, RouteConfig, feeding},
 };
 
 /// Everything one peer is told, checked.
@@ -211,6 +211,7 @@ impl IngestRole {
                 faults.extend(policies.name(channel, policy.unwrap_or_default(), private, by).err());
             }
         }
+        faults.extend(chaining_faults(&self.routes, &self.sources, private));
         (policies, faults)
     }
 }
@@ -299,6 +300,33 @@ fn read_ingest(
         root.fault("route", fault);
     }
     role
+}
+
+/// What of routes that take what others make, and of those that combine, does not go together.
+fn chaining_faults(routes: &[RouteConfig], sources: &[SourceRole], private: &HashSet<String>) -> Vec<String> {
+    let mut faults = Vec::new();
+    let all: Vec<_> = routes.iter().collect();
+    for (index, route) in routes.iter().enumerate() {
+        let RouteConfig { source, topic, from, channel, .. } = route;
+        let me = format!("the route of source {source:?}, topic {topic:?}, to {channel:?}");
+        if let Some(from) = from {
+            if feeding(&all, index).is_empty() {
+                faults.push(format!(
+                    "{me} takes from {from:?}, which no route of that source makes, or only one with `from` below it"
+                ));
+            }
+            if private.contains(from) {
+                faults.push(format!("{me} takes from {from:?}, which is private"));
+            }
+        }
+        let several_topics = sources.iter().any(|of| of.source.name == *source && of.source.has_topics());
+        if route.combines() && several_topics && topic.contains(['*', '?']) {
+            faults.push(format!(
+                "{me} combines, and can take the records of one partition only: name one topic, without * or ?"
+            ));
+        }
+    }
+    faults
 }
 
 #[cfg(test)]

@@ -98,6 +98,14 @@ impl Config {
         }
     }
 
+    /// Whether each of its topics is a log of its own.
+    pub fn has_topics(&self) -> bool {
+        match self.kind {
+            Kind::Kafka(_) | Kind::Redis(_) => true,
+            Kind::Nats(_) | Kind::NatsCore(_) | Kind::Embedded(_) => false,
+        }
+    }
+
     /// What is done for the clients of one of its own channels, where it knows them.
     pub fn policy(&self, channel: &str) -> Option<ChannelPolicy> {
         match self.kind {

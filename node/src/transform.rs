@@ -8,6 +8,7 @@ pub mod decimal;
 pub mod jq;
 pub mod operators;
 mod policies;
+mod reader;
 mod route;
 mod running;
 mod sample;
@@ -24,14 +25,14 @@ use tickmesh_protocol::{
 };
 
 use self::{
-    decimal::Decimal,
     jq::{Filter, JqError},
-    operators::Trade,
+    operators::Inputs,
+    reader::{Reader, bool_of},
 };
 pub use self::{
     policies::Policies,
-    route::{Makes, OperatorConfig, RouteConfig},
-    running::Operators,
+    route::{Makes, OperatorConfig, Reads, RouteConfig, feeding},
+    running::{Making, Operators},
     sample::{Sample, Tried, becomes, try_routes},
     table::{RouteId, RouteTable, TableRoute},
 };
@@ -53,6 +54,8 @@ struct Route {
     id: RouteId,
     life: Life,
     topic: wildmatch::WildMatch,
+    /// The channel whose events it takes, in place of records.
+    from: Option<String>,
     filter: Option<Filter>,
     split: Option<Filter>,
     channel: Channel,
@@ -68,24 +71,17 @@ enum Channel {
 enum Maker {
     AsItIs,
     Data(Filter),
-    Operator(TradeReader),
-}
-
-/// The programs that read a trade for an operator.
-struct TradeReader {
-    price: Filter,
-    quantity: Filter,
-    time: Option<Filter>,
+    Operator(Reader),
 }
 
 /// What a record became by one route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Made {
     Event(Transformed),
-    /// Trades for the operator of a route: see [`Operators`].
-    Trades {
+    /// What the operator of a route takes: see [`Operators`].
+    Inputs {
         route: RouteId,
-        trades: Vec<Trade>,
+        inputs: Inputs,
     },
 }
 
@@ -127,8 +123,10 @@ pub enum Rejected {
     Jq { part: &'static str, error: JqError },
     #[error("{part} must be a string, not {value}")]
     NotText { part: &'static str, value: String },
-    #[error("filter must be true or false, not {value}")]
-    NoBool { value: String },
+    #[error("{part} must be true or false, not {value}")]
+    NoBool { part: &'static str, value: String },
+    #[error("{part} must be levels, [[price, quantity], ...]: {value}")]
+    NoLevels { part: &'static str, value: String },
     #[error("{part} must be a number, not {value}")]
     NoNumber { part: &'static str, value: String },
     #[error("the log says nothing of its time; name one in the route: time = '.timestamp'")]
@@ -232,12 +230,34 @@ impl Transform {
         let mut outcomes = Vec::new();
         let mut routed = false;
         for route in self.routes.iter().filter(|route| is_there(&route.life)) {
-            if route.topic.matches(record.topic) {
+            if route.from.is_none() && route.topic.matches(record.topic) {
                 routed = true;
                 self.apply_route(route, &input, record, &mut outcomes);
             }
         }
         if routed { outcomes } else { vec![Err(Rejected::Unrouted(record.topic.to_owned()))] }
+    }
+
+    /// The routes that take events of a channel, in their order.
+    fn following(&self, is_there: impl Fn(&Life) -> bool) -> impl Iterator<Item = &Route> {
+        self.routes.iter().filter(move |route| route.from.is_some() && is_there(&route.life))
+    }
+
+    /// What the events that were made of a record become by a route that takes some of them.
+    fn follow(&self, route: &Route, made: &[Transformed], record: Taken<'_>) -> Vec<Result<Made, Rejected>> {
+        let mut outcomes = Vec::new();
+        if !route.topic.matches(record.topic) {
+            return outcomes;
+        }
+        for event in made.iter().filter(|event| Some(event.stream.channel()) == route.from.as_deref()) {
+            let key = Bytes::copy_from_slice(event.stream.key().as_bytes());
+            let taken = Taken { topic: event.stream.as_str(), key: Some(&key), value: &event.data, ..record };
+            match jq::parse(taken.topic, taken.key, taken.value) {
+                Ok(input) => self.apply_route(route, &input, taken, &mut outcomes),
+                Err(error) => outcomes.push(Err(Rejected::Json(error))),
+            }
+        }
+        outcomes
     }
 
     fn apply_route(
@@ -262,7 +282,12 @@ impl Transform {
         };
         match &route.maker {
             Maker::Operator(_) if parts.is_empty() => {}
-            Maker::Operator(reader) => outcomes.push(self.trades(route, reader, parts, record)),
+            Maker::Operator(reader) => {
+                // The variant of the streams is the operator's.
+                let key = |part: &jq::Input| self.stream(route, part).map(|stream| stream.key().to_owned());
+                let inputs = reader.read(parts, whole, record, key);
+                outcomes.push(inputs.map(|inputs| Made::Inputs { route: route.id, inputs }));
+            }
             Maker::AsItIs => outcomes.extend(parts.iter().map(|part| self.event(route, None, part, whole))),
             Maker::Data(data) => {
                 outcomes.extend(parts.iter().map(|part| self.event(route, Some(data), part, whole)));
@@ -300,29 +325,6 @@ impl Transform {
         };
         transformed(stream, data).map(Made::Event)
     }
-
-    fn trades(
-        &self,
-        route: &Route,
-        reader: &TradeReader,
-        parts: &[jq::Input],
-        record: Taken<'_>,
-    ) -> Result<Made, Rejected> {
-        let trade = |input: &jq::Input| {
-            // The variant of the streams is the operator's.
-            let key = self.stream(route, input)?.key().to_owned();
-            let time_ms = match &reader.time {
-                Some(time) => time_of(time, input, record.engine_time_us / 1000)?,
-                None if record.engine_time_us == 0 => return Err(Rejected::NoTime),
-                None => record.engine_time_us / 1000,
-            };
-            let price = number_of("price", &reader.price, input)?;
-            let quantity = number_of("quantity", &reader.quantity, input)?;
-            Ok(Trade { key, price, quantity, time_ms })
-        };
-        let trades = parts.iter().map(trade).collect::<Result<_, Rejected>>()?;
-        Ok(Made::Trades { route: route.id, trades })
-    }
 }
 
 impl Route {
@@ -331,16 +333,13 @@ impl Route {
         let maker = match &config.makes {
             Makes::AsItIs => Maker::AsItIs,
             Makes::Data(program) => Maker::Data(Filter::compile(program)?),
-            Makes::Operator(OperatorConfig { price, quantity, time, .. }) => Maker::Operator(TradeReader {
-                price: Filter::compile(price)?,
-                quantity: Filter::compile(quantity)?,
-                time: optional(time)?,
-            }),
+            Makes::Operator(operator) => Maker::Operator(Reader::compile(operator)?),
         };
         Ok(Self {
             id: *id,
             life: life.clone(),
             topic: wildmatch::WildMatch::new(&config.topic),
+            from: config.from.clone(),
             filter: optional(&config.filter)?,
             split: optional(&config.split)?,
             channel: if tickmesh_protocol::stream::is_part(&config.channel) {
@@ -356,8 +355,7 @@ impl Route {
     /// Whether the record is for this route.
     fn takes(&self, input: &jq::Input) -> Result<bool, Rejected> {
         let Some(filter) = &self.filter else { return Ok(true) };
-        let takes = filter.run_to_bool(input).map_err(|error| Rejected::Jq { part: "filter", error })?;
-        takes.map_err(|value| Rejected::NoBool { value })
+        bool_of("filter", filter, input)
     }
 
     /// What takes the record's place, if anything does.
@@ -374,29 +372,6 @@ fn text_of(part: &'static str, filter: &Filter, input: &jq::Input) -> Result<Str
         Err(error) => Err(Rejected::Jq { part, error }),
     }
 }
-
-/// A number, or a text that holds one.
-fn number_of(part: &'static str, filter: &Filter, input: &jq::Input) -> Result<Decimal, Rejected> {
-    let text = filter.run_to_number(input).map_err(|error| Rejected::Jq { part, error })?;
-    text.and_then(|text| text.parse().map_err(|_| text)).map_err(|value| Rejected::NoNumber { part, value })
-}
-
-/// A time in milliseconds, not far from the log's own.
-fn time_of(filter: &Filter, input: &jq::Input, log_ms: u64) -> Result<u64, Rejected> {
-    let time = number_of("time", filter, input)?;
-    let time_ms =
-        time.to_string().parse().map_err(|_| Rejected::NoNumber { part: "time", value: time.to_string() })?;
-    let range = log_ms.saturating_sub(MAX_BEHIND_MS)..=log_ms.saturating_add(MAX_AHEAD_MS);
-    if log_ms > 0 && !range.contains(&time_ms) {
-        return Err(Rejected::Time { time_ms, log_ms });
-    }
-    Ok(time_ms)
-}
-
-/// How far a trade's time may be behind the log's: an engine that caught up after an hour.
-const MAX_BEHIND_MS: u64 = 3_600_000;
-/// How far it may be ahead: clocks that differ. A wrong one closes candles that others still trade in.
-const MAX_AHEAD_MS: u64 = 60_000;
 
 fn pass_through(value: &Bytes) -> Result<Transformed, Rejected> {
     #[derive(Deserialize)]

@@ -15,6 +15,7 @@ use tickmesh::{
     source::MAX_RECORD_BYTES,
     transform::{Operators, Sample, Taken, Transform, Tried, becomes, try_routes},
 };
+use tickmesh_protocol::Epoch;
 
 /// Check a configuration: every fault at once, nothing started.
 #[derive(clap::Args)]
@@ -80,9 +81,8 @@ impl Check {
                 let value = Bytes::from(value.to_owned());
                 let record = Taken { topic: "", key: None, value: &value, engine_time_us: now_us() };
                 println!("  source {name}, as it is");
-                for outcome in transform.apply(record) {
-                    let lines = becomes(outcome, &mut Operators::new(&[]));
-                    lines.iter().for_each(|line| println!("    {line}"));
+                for outcome in Operators::new(&[]).make(&transform, Epoch::from_u64(0), record).outcomes {
+                    becomes(outcome).iter().for_each(|line| println!("    {line}"));
                 }
             }
         }

@@ -136,6 +136,55 @@ fn policies_that_promise_too_much_are_refused() {
 }
 
 #[test]
+fn operators_that_cannot_work_are_refused() {
+    let depth = |says: &str| format!("depth = {{ asks = '.a', bids = '.b'{says} }}");
+    for (channel, says, reason) in [
+        ("\"depth\"", "depth = { asks = '.a' }".to_owned(), "depth.bids: is missing"),
+        ("\"depth\"", depth(", levels = [0]"), "depth.levels: at most 8 numbers from 1 to 1000"),
+        ("\"depth\"", depth(", levels = [5, 5]"), "depth.levels: a number stands there twice"),
+        ("\"depth\"", depth(", previous = '.pu'"), "depth.last: is missing"),
+        ("\"depth\"", depth(", last = '.u |'"), "depth.last: jq does not compile"),
+        ("\"depth\"", depth(", price = '.p'"), "depth.price: no such key"),
+        ("\"depth\"", format!("data = '.'\n{}", depth("")), "a route has data or depth, not both"),
+        ("\"calm\"", "conflate = { every = 5 }".to_owned(), "conflate.every"),
+        ("\"all\"", "from = 'B!'".to_owned(), "from: \"B!\" is no channel"),
+        (
+            "\"all\"",
+            "from = 'nothing'".to_owned(),
+            "takes from \"nothing\", which no route of that source makes",
+        ),
+        ("\"all\"", "from = 'all'".to_owned(), "takes from \"all\", which no route of that source makes"),
+    ] {
+        let faults = faults(&with_route(channel, &says));
+        assert!(faults.len() == 1 && faults[0].contains(reason), "{channel}, {says}: {faults:#?}");
+    }
+    let unnamed = faults(&with_route("'.c'", &depth("")));
+    assert!(unnamed.iter().any(|fault| fault.contains("needs a channel that is named")), "{unnamed:#?}");
+    let combined = "from = \"trades\"\ncombine = {}";
+    assert!(parse(&with_route("\"all\"", combined), &[]).is_ok());
+    let several = with_route("\"all\"", combined).replace("\"books\"", "\"books*\"");
+    let faults_of_it = faults(&several);
+    assert!(faults_of_it.len() == 1 && faults_of_it[0].contains("name one topic"), "{faults_of_it:#?}");
+    let private =
+        with_route("\"all\"", "from = \"trades\"").replace("roles", "private = [\"trades\"]\nroles");
+    let faults = faults(&private);
+    assert!(
+        faults.iter().any(|fault| fault.contains("takes from \"trades\", which is private")),
+        "{faults:#?}"
+    );
+}
+
+#[test]
+fn books_are_retained_and_what_operators_make_is_the_last() {
+    let policy =
+        |says: &str| parse(&with_route("\"made\"", says), &[]).unwrap().ingest.unwrap().routes[1].policy;
+    assert_eq!(policy("depth = { asks = '.a', bids = '.b' }").retain.to_string(), "book");
+    assert_eq!(policy("conflate = {}").retain.to_string(), "last");
+    assert_eq!(policy("from = \"trades\"\ncombine = {}").retain.to_string(), "last");
+    assert_eq!(policy("from = \"trades\"").retain.to_string(), "none");
+}
+
+#[test]
 fn the_embedded_market_has_policies_unless_a_channel_is_private() {
     let market = GOOD.split("[[source]]").next().unwrap().to_owned()
         + "[[source]]\nname = \"market\"\nkind = \"embedded\"";

@@ -38,7 +38,7 @@ use crate::{
     },
     signing::Signer,
     source::{Record, SourceEvent},
-    transform::{Made, Policies, RouteTable, Transformed},
+    transform::{Policies, RouteTable, Transformed},
 };
 
 /// The longest rest after publishing: a user should not notice it.
@@ -142,8 +142,8 @@ impl Core {
     /// Other routes of a source, which its transform has already.
     pub(super) fn change_routes(&self, lane: &mut Lane, routes: &RouteTable) {
         lane.operators.change(routes);
-        for (epoch, _) in self.partitions.iter().filter(|(_, at)| at.source == lane.id) {
-            lane.operators.go_on(*epoch);
+        for (epoch, at) in self.partitions.iter().filter(|(_, at)| at.source == lane.id) {
+            lane.operators.go_on(*epoch, at.partition);
         }
         let computed = routes.iter().filter_map(|route| route.config.computed_channel());
         self.store.add_computed(computed.map(str::to_owned));
@@ -198,9 +198,9 @@ impl Core {
                     };
                     let former = self.partitions.iter().filter(|(_, at)| former(at)).map(|(epoch, _)| *epoch);
                     former.for_each(|epoch| lane.operators.end(epoch));
-                    lane.operators.begin(epoch, first);
+                    lane.operators.begin(epoch, partition, first);
                 } else {
-                    lane.operators.go_on(epoch);
+                    lane.operators.go_on(epoch, partition);
                 }
                 match Sequence::new(position) {
                     Ok(position) => self.sequencer.begin(epoch, position, first),
@@ -263,9 +263,10 @@ impl Core {
             partition = record.partition,
             position = record.position
         );
-        for outcome in lane.transform.apply_in_place(record) {
-            let outcome = outcome.map_err(|rejected| rejected.to_string());
-            let taken = outcome.and_then(|made| self.take_made(lane, record, made, now));
+        let making = lane.operators.make_in_place(&lane.transform, record);
+        self.metrics.count_making(&lane.source, record, &making);
+        for outcome in making.outcomes {
+            let taken = outcome.and_then(|events| self.take_made(lane, record, events, now));
             if let Err(reason) = taken
                 && !lane.removed
             {
@@ -290,16 +291,13 @@ impl Core {
 
     /// # Errors
     /// Why the record is a dead letter.
-    fn take_made(&mut self, lane: &mut Lane, record: &Record, made: Made, now: Moment) -> Result<(), String> {
-        let events = match made {
-            Made::Event(event) => vec![event],
-            Made::Trades { route, trades } => {
-                let taken = lane.operators.take(record.epoch, route, &trades);
-                let (events, late) = taken.map_err(|refused| refused.to_string())?;
-                self.metrics.late.inc_by(late as u64);
-                events
-            }
-        };
+    fn take_made(
+        &mut self,
+        lane: &Lane,
+        record: &Record,
+        events: Vec<Transformed>,
+        now: Moment,
+    ) -> Result<(), String> {
         for event in events {
             self.sequence(lane, record, event, now).map_err(|refused| refused.to_string())?;
             lane.ingested.inc();
@@ -479,6 +477,7 @@ impl Core {
         self.metrics.history_events.set(gauge(events));
         self.metrics.leading.set(gauge(self.publisher.leading()));
         self.metrics.count(self.publisher.counts());
+        self.metrics.books_incomplete.set(gauge(lanes.iter().map(|lane| lane.operators.incomplete()).sum()));
         let lag_us = u64::try_from(self.publisher.lateness(now).as_micros()).unwrap_or(u64::MAX);
         self.store.update_status(|status| {
             status.lag_us = lag_us;

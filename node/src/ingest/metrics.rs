@@ -3,7 +3,11 @@
 use prometheus::{IntCounter, IntGauge, IntGaugeVec};
 use tickmesh_protocol::takeover::Counts;
 
-use crate::ops::metrics::Registry;
+use crate::{
+    ops::metrics::Registry,
+    source::Record,
+    transform::{Making, operators::depth::Gap},
+};
 
 pub(super) struct Metrics {
     /// Events handed to the mesh by this peer.
@@ -11,7 +15,10 @@ pub(super) struct Metrics {
     pub(super) batches: IntCounter,
     pub(super) heads: IntCounter,
     pub(super) dead_letters: IntCounter,
-    pub(super) late: IntCounter,
+    late: IntCounter,
+    old_updates: IntCounter,
+    book_gaps: IntCounter,
+    pub(super) books_incomplete: IntGauge,
     pub(super) private: IntCounter,
     pub(super) signed: IntCounter,
     pub(super) replayed: IntCounter,
@@ -43,6 +50,18 @@ impl Metrics {
                 "trades_late_total",
                 "Trades that came after their time was over for candles or the ticker, and count for nothing there.",
             ),
+            old_updates: registry.counter(
+                "book_updates_old_total",
+                "Records that were no newer than the order book of their key by the engine's update ids, and count for nothing.",
+            ),
+            book_gaps: registry.counter(
+                "book_gaps_total",
+                "Order books that became incomplete: a record did not follow by the engine's update ids, or made no sense.",
+            ),
+            books_incomplete: registry.gauge(
+                "books_incomplete",
+                "Keys whose order book waits for the next snapshot, and of which nothing is told.",
+            ),
             private: registry.counter(
                 "events_private_total",
                 "Events of private channels: sequenced, never published by gossip.",
@@ -68,6 +87,24 @@ impl Metrics {
             yields: registry.counter("yields_total", "Topics that this peer gave back to a better rank."),
             overflowed: registry.dropped_events("backlog_full"),
             counted: Counts::default(),
+        }
+    }
+
+    /// Counts what operators passed over, and says where books were lost.
+    pub(super) fn count_making(&self, source: &str, record: &Record, making: &Making) {
+        self.late.inc_by(making.late as u64);
+        self.old_updates.inc_by(making.old as u64);
+        self.book_gaps.inc_by(making.gaps.len() as u64);
+        for Gap { key, reason } in &making.gaps {
+            tracing::warn!(
+                source,
+                topic = &*record.topic,
+                partition = record.partition,
+                position = record.position,
+                %key,
+                reason,
+                "order book is incomplete, nothing is told of it until the next snapshot"
+            );
         }
     }
 

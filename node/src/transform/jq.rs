@@ -196,9 +196,21 @@ impl Filter {
     /// Runs the program and returns its one output if that is a number or a text, as text, and its JSON text in short if it
     /// is not.
     pub fn run_to_number(&self, input: &Input) -> Result<Result<String, String>, JqError> {
+        let output = self.run(input)?;
+        Ok(number_text(&output).ok_or_else(|| in_short(&output)))
+    }
+
+    /// Runs the program and returns its one output if that is a list of lists that begin with two numbers or texts, those as text;
+    /// its JSON text in short if it is not. Null is an empty list.
+    pub fn run_to_pairs(
+        &self,
+        input: &Input,
+        most: usize,
+    ) -> Result<Result<Vec<(String, String)>, String>, JqError> {
         Ok(match self.run(input)? {
-            Val::TStr(bytes) => String::from_utf8(bytes.to_vec()).map_err(|_| "no text".to_owned()),
-            number @ Val::Num(_) => Ok(number.to_string()),
+            Val::Null => Ok(Vec::new()),
+            Val::Arr(pairs) if pairs.len() > most => Err(format!("{} of them; at most {most}", pairs.len())),
+            Val::Arr(pairs) => pairs.iter().map(|pair| pair_of(pair).ok_or_else(|| in_short(pair))).collect(),
             other => Err(in_short(&other)),
         })
     }
@@ -242,6 +254,21 @@ impl Filter {
             if payload.is::<OutOfSteps>() { Err(JqError::Budget) } else { resume_unwind(payload) }
         })
     }
+}
+
+/// A number or a text, as text.
+fn number_text(value: &Val) -> Option<String> {
+    match value {
+        Val::TStr(bytes) => String::from_utf8(bytes.to_vec()).ok(),
+        Val::Num(_) => Some(value.to_string()),
+        _ => None,
+    }
+}
+
+fn pair_of(value: &Val) -> Option<(String, String)> {
+    let Val::Arr(parts) = value else { return None };
+    let [first, second, ..] = &parts[..] else { return None };
+    Some((number_text(first)?, number_text(second)?))
 }
 
 fn in_short(value: &Val) -> String {

@@ -1,6 +1,8 @@
 //! The configuration of a route.
 
-use std::fmt;
+mod operator;
+
+use std::{collections::BTreeSet, fmt};
 
 use tickmesh_protocol::{
     feed::MAX_SOURCE_NAME_BYTES,
@@ -8,14 +10,9 @@ use tickmesh_protocol::{
     stream::is_part,
 };
 
-use super::{
-    jq::Filter,
-    operators::{Kind, candles, ticker},
-};
-use crate::config::reader::{Section, Span};
-
-/// How often a candle that is open or a ticker is told at most, if nothing else is said.
-const EVERY_MS: u64 = 1000;
+pub use self::operator::{OperatorConfig, Reads};
+use super::{jq::Filter, operators::Kind};
+use crate::config::reader::Section;
 
 /// One `[[route]]` of the configuration. Its jq programs have been seen to compile.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +23,8 @@ pub struct RouteConfig {
     pub source: String,
     /// Glob over the source's topics.
     pub topic: String,
+    /// A channel: its events, as other routes of the source make them of the records of those topics, take the records' place.
+    pub from: Option<String>,
     /// jq program that says of a record whether it is taken: true or false. All are, if left out.
     pub filter: Option<String>,
     /// jq program whose outputs take the record's place, each for itself.
@@ -46,18 +45,8 @@ pub enum Makes {
     AsItIs,
     /// What a jq program makes of that.
     Data(String),
-    /// What an operator makes of all trades.
+    /// What an operator makes of all of them.
     Operator(OperatorConfig),
-}
-
-/// An operator, and the jq programs that read a trade for it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OperatorConfig {
-    pub kind: Kind,
-    pub price: String,
-    pub quantity: String,
-    /// In milliseconds since 1970 UTC; the log's own time if left out.
-    pub time: Option<String>,
 }
 
 impl RouteConfig {
@@ -67,6 +56,7 @@ impl RouteConfig {
             name: String::new(),
             source: source.into(),
             topic: topic.into(),
+            from: None,
             filter: None,
             split: None,
             channel: channel.into(),
@@ -86,12 +76,19 @@ impl RouteConfig {
         }
         let source = section.required("source");
         let topic = section.or("topic", "*".to_owned());
+        let from = section.optional("from").filter(|from: &String| {
+            is_part(from) || {
+                section.fault("from", format!("{from:?} is no channel"));
+                false
+            }
+        });
         let filter = program(section, "filter");
         let split = program(section, "split");
         let channel: Option<String> = section.required("channel");
         let key = section.required("key").inspect(|key: &String| check_jq(section, "key", key));
         let makes = read_makes(section);
-        let retain = match makes {
+        let retain = match &makes {
+            Some(Makes::Operator(OperatorConfig { kind: Kind::Depth(_), .. })) => Retain::Book,
             // Who subscribes sees where they stand at once.
             Some(Makes::Operator(_)) => Retain::Last,
             _ => Retain::default(),
@@ -103,13 +100,14 @@ impl RouteConfig {
         if let Some(channel) = channel.as_deref().filter(|channel| !is_part(channel)) {
             check_jq(section, "channel", channel);
             if matches!(makes, Some(Makes::Operator(_))) {
-                section.fault("channel", "candles and ticker need a channel that is named");
+                section.fault("channel", "what an operator makes needs a channel that is named");
             }
         }
         Some(Self {
             name,
             source: source?,
             topic,
+            from,
             filter,
             split,
             channel: channel?,
@@ -119,10 +117,32 @@ impl RouteConfig {
         })
     }
 
-    /// The channel, if an operator makes all of it.
+    /// The channel, if the log does not say again what was told there.
     pub fn computed_channel(&self) -> Option<&str> {
-        matches!(self.makes, Makes::Operator(_)).then_some(&*self.channel)
+        (matches!(self.makes, Makes::Operator(_)) || self.from.is_some()).then_some(&*self.channel)
     }
+
+    /// Whether it combines records, which only those of one partition can be.
+    pub fn combines(&self) -> bool {
+        matches!(&self.makes, Makes::Operator(OperatorConfig { kind: Kind::Combine(_), .. }))
+    }
+}
+
+/// The routes that one takes from, by way of others as well. Of routes with `from`, those that stand above feed those below.
+pub fn feeding(routes: &[&RouteConfig], index: usize) -> BTreeSet<usize> {
+    let mut all = BTreeSet::new();
+    let mut waiting = vec![index];
+    while let Some(at) = waiting.pop() {
+        let Some(RouteConfig { source, from: Some(from), .. }) = routes.get(at) else { continue };
+        for (other, route) in routes.iter().enumerate() {
+            let makes = route.channel == *from || !is_part(&route.channel);
+            let before = route.from.is_none() || other < at;
+            if makes && before && route.source == *source && all.insert(other) {
+                waiting.push(other);
+            }
+        }
+    }
+    all
 }
 
 impl fmt::Display for RouteConfig {
@@ -137,41 +157,15 @@ impl fmt::Display for RouteConfig {
 }
 
 fn read_makes(section: &mut Section) -> Option<Makes> {
-    let named = ["data", "candles", "ticker"].into_iter().filter(|key| section.has(key)).collect::<Vec<_>>();
-    if let [first, second, ..] = named[..] {
+    let named = ["data"].into_iter().chain(operator::NAMES).filter(|key| section.has(key));
+    if let [first, second, ..] = named.collect::<Vec<_>>()[..] {
         section.fault(second, format!("a route has {first} or {second}, not both; write another route"));
     }
     let data = program(section, "data");
-    let candles = section.has("candles").then(|| {
-        let mut table = section.section("candles");
-        let intervals: Option<Vec<candles::Interval>> = table.parsed_list("intervals");
-        let intervals = intervals.unwrap_or_default();
-        if !(1..=candles::MAX_INTERVALS).contains(&intervals.len()) {
-            table.fault(
-                "intervals",
-                format!("1 to {} of them, as in [\"1m\", \"1h\"]", candles::MAX_INTERVALS),
-            );
-        }
-        read_operator(table, |every_ms| Kind::Candles(candles::Config { intervals, every_ms }))
-    });
-    let ticker = section.has("ticker").then(|| {
-        let table = section.section("ticker");
-        read_operator(table, |every_ms| Kind::Ticker(ticker::Config { every_ms }))
-    });
-    match candles.or(ticker) {
+    match operator::read(section) {
         Some(operator) => operator.map(Makes::Operator),
         None => Some(data.map_or(Makes::AsItIs, Makes::Data)),
     }
-}
-
-fn read_operator(mut table: Section, kind: impl FnOnce(u64) -> Kind) -> Option<OperatorConfig> {
-    let every = table.optional::<Span>("every");
-    let every_ms = every.map_or(EVERY_MS, |every| u64::try_from(every.0.as_millis()).unwrap_or(u64::MAX));
-    let mut required = |key| table.required(key).inspect(|text: &String| check_jq(&table, key, text));
-    let (price, quantity) = (required("price"), required("quantity"));
-    let time = program(&mut table, "time");
-    table.finish();
-    Some(OperatorConfig { kind: kind(every_ms), price: price?, quantity: quantity?, time })
 }
 
 fn program(section: &mut Section, key: &'static str) -> Option<String> {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tickmesh_protocol::Epoch;
 
-use super::{Made, Operators, Rejected, RouteConfig, Taken, Transform, jq};
+use super::{Making, Operators, RouteConfig, Taken, Transform, Transformed, feeding, jq};
 use crate::ops::metrics::now_us;
 
 /// A record to try.
@@ -46,10 +46,14 @@ pub fn try_routes(
     let Sample { topic, key, value } = sample;
     let (key, value) = (key.map(Bytes::from), Bytes::from(value.get().to_owned()));
     let tried = || {
-        let each = routes.iter().map(|route| {
+        let each = routes.iter().enumerate().map(|(index, route)| {
             let topic = topic.as_deref().unwrap_or(&route.topic);
-            let record = Taken { topic, key: key.as_ref(), value: &value, engine_time_us: now_us() };
-            let becomes = try_route(route, private, record).map_err(io::Error::other)?;
+            let becomes = if wildmatch::WildMatch::new(&route.topic).matches(topic) {
+                let record = Taken { topic, key: key.as_ref(), value: &value, engine_time_us: now_us() };
+                try_route(routes, index, private, record).map_err(io::Error::other)?
+            } else {
+                vec![format!("nothing: it does not take topic {topic:?}")]
+            };
             Ok(Tried { route: route.to_string(), becomes })
         });
         each.collect()
@@ -61,32 +65,48 @@ pub fn try_routes(
     })
 }
 
+/// What a route makes of a record, by way of those that it takes from.
 fn try_route(
-    route: &RouteConfig,
+    routes: &[&RouteConfig],
+    index: usize,
     private: &HashSet<String>,
     record: Taken<'_>,
 ) -> Result<Vec<String>, jq::JqError> {
-    let routes = std::slice::from_ref(route);
+    let of_any_topic = |route: &RouteConfig| RouteConfig { topic: "*".to_owned(), ..route.clone() };
+    let route = routes[index];
+    let mut above: Vec<_> = feeding(routes, index).into_iter().map(|at| of_any_topic(routes[at])).collect();
+    // What is made without it comes first.
+    let others = if above.is_empty() { 0 } else { make(&above, private, record)?.outcomes.len() };
+    above.push(of_any_topic(route));
+    let outcomes: Vec<_> = make(&above, private, record)?.outcomes.into_iter().skip(others).collect();
+    if outcomes.is_empty() {
+        return Ok(vec![match &route.from {
+            Some(from) => {
+                format!("nothing: there is nothing of {from}, or its filter or split leaves nothing")
+            }
+            None => "nothing: its filter or split leaves nothing of it".into(),
+        }]);
+    }
+    Ok(outcomes.into_iter().flat_map(becomes).collect())
+}
+
+/// What routes make of the only record of a log.
+fn make(routes: &[RouteConfig], private: &HashSet<String>, record: Taken<'_>) -> Result<Making, jq::JqError> {
     let transform = Transform::new(routes, None, private)?;
     let mut operators = Operators::new(routes);
-    operators.begin(SAMPLE, true);
-    let outcomes = transform.apply(record);
-    if outcomes.is_empty() {
-        return Ok(vec!["nothing: its filter or split leaves nothing of it".into()]);
-    }
-    Ok(outcomes.into_iter().flat_map(|outcome| becomes(outcome, &mut operators)).collect())
+    operators.begin(SAMPLE, 0, true);
+    Ok(operators.make(&transform, SAMPLE, record))
 }
 
 /// An outcome, in words.
-pub fn becomes(outcome: Result<Made, Rejected>, operators: &mut Operators) -> Vec<String> {
-    let events = match outcome {
-        Ok(Made::Event(event)) => vec![event],
-        Ok(Made::Trades { route, trades }) => match operators.take(SAMPLE, route, &trades) {
-            Ok((events, _)) => events,
-            Err(refused) => return vec![format!("dead letter: {refused}")],
-        },
-        Err(Rejected::Unrouted(topic)) => return vec![format!("nothing: it does not take topic {topic:?}")],
-        Err(rejected) => return vec![format!("dead letter: {rejected}")],
-    };
-    events.iter().map(|event| format!("{} {}", event.stream, String::from_utf8_lossy(&event.data))).collect()
+pub fn becomes(outcome: Result<Vec<Transformed>, String>) -> Vec<String> {
+    match outcome {
+        Ok(events) if events.is_empty() => vec!["nothing yet: its operator waits for more records".into()],
+        Ok(events) => {
+            let text =
+                |event: &Transformed| format!("{} {}", event.stream, String::from_utf8_lossy(&event.data));
+            events.iter().map(text).collect()
+        }
+        Err(reason) => vec![format!("dead letter: {reason}")],
+    }
 }

@@ -1,13 +1,13 @@
+mod operators;
+
 use std::collections::HashSet;
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use tickmesh_protocol::Epoch;
 
 use super::{
-    Made, Makes, OperatorConfig, Operators, Rejected, RouteConfig, Taken, Transform, Transformed,
+    Made, Makes, Rejected, RouteConfig, Taken, Transform, Transformed,
     jq::{Filter, Input, JqError, parse},
-    operators::{Kind, candles, ticker},
 };
 
 fn route(channel: &str, key: &str, data: Option<&str>) -> RouteConfig {
@@ -29,7 +29,7 @@ const NOW_MS: u64 = 1_724_548_381_000;
 fn event(made: Made) -> Transformed {
     match made {
         Made::Event(event) => event,
-        Made::Trades { .. } => panic!("trades"),
+        Made::Inputs { .. } => panic!("something for an operator"),
     }
 }
 
@@ -261,52 +261,6 @@ fn a_record_is_filtered_and_split() {
     let parts = RouteConfig { makes: Makes::AsItIs, ..split };
     let made = apply(&transform(&[parts]), "market.o", &record.into());
     assert_eq!(&event(made[1].clone().unwrap()).data[..], br#"{"user":"bob","id":2,"price":2}"#);
-}
-
-fn operator(kind: Kind, time: Option<&str>) -> RouteConfig {
-    let operator =
-        OperatorConfig { kind, price: ".p".into(), quantity: ".q".into(), time: time.map(str::to_owned) };
-    RouteConfig { makes: Makes::Operator(operator), ..route("candles", ".s", None) }
-}
-
-#[test]
-fn operators_take_trades_and_tell_events() {
-    let config =
-        candles::Config { intervals: vec!["1s".parse().unwrap(), "1m".parse().unwrap()], every_ms: 0 };
-    let routes: super::Routes = [
-        operator(Kind::Candles(config), Some(".t")),
-        operator(Kind::Ticker(ticker::Config { every_ms: 0 }), None),
-    ]
-    .into();
-    let (transform, epoch) = (transform(&routes), Epoch::from_u64(7));
-    let mut operators = Operators::new(&routes);
-    operators.begin(epoch, true);
-    let mut take = |value: &str| {
-        let mut told = Vec::new();
-        for made in apply(&transform, "market.t", &value.to_owned().into()) {
-            match made? {
-                Made::Trades { route, trades } => {
-                    told.extend(operators.take(epoch, route, &trades).unwrap().0)
-                }
-                Made::Event(event) => panic!("{event:?}"),
-            }
-        }
-        Ok::<_, Rejected>(told.iter().map(|event| event.stream.to_string()).collect::<Vec<_>>())
-    };
-    let at = |ms: i64| format!(r#"{{"s":"btc","p":"1.50","q":2,"t":{}}}"#, NOW_MS.cast_signed() + ms);
-    assert_eq!(take(&at(0)).unwrap(), ["candles.btc@1s", "candles.btc@1m", "candles.btc"]);
-    // Clocks that are wrong, and what is no trade.
-    for bad in [
-        at(60_001),
-        at(-3_600_001),
-        at(0).replace("1.50", "x"),
-        at(0).replace('2', "null"),
-        at(0).replace("btc", "B!"),
-    ] {
-        assert!(take(&bad).is_err(), "{bad}");
-    }
-    let hidden = r#"{"s":"btc","p":"1.50","q":2,"t":1.5}"#;
-    assert!(matches!(take(hidden), Err(Rejected::NoNumber { part: "time", .. })));
 }
 
 #[test]

@@ -8,20 +8,25 @@
 //! The interval in which reading began, without the log before, has no candle: some of its trades were not seen.
 //!
 //! ```
-//! use tickmesh::transform::operators::{Kind, Operator, Trade, candles::{Config, Interval}};
+//! use tickmesh::transform::operators::{Inputs, Kind, Operator, Trade, candles::{Config, Interval}};
 //!
 //! let config = Config { intervals: vec!["1m".parse().unwrap()], every_ms: 1000 };
 //! let mut candles = Operator::new(&Kind::Candles(config), true);
 //! let trade = |time_ms, price: &str| Trade {
 //!     key: "btc_usdt".into(), price: price.parse().unwrap(), quantity: "0.5".parse().unwrap(), time_ms,
 //! };
-//! let mut take = |time_ms, price| candles.take(&[trade(time_ms, price)]).unwrap().0;
-//! let told = take(60_000, "36200.50");
+//! let mut take = |time_ms, price| candles.take(&Inputs::Trades(vec![trade(time_ms, price)])).unwrap();
+//! let told = take(60_000, "36200.50").told;
 //! assert_eq!(told[0].data, r#"{"candles":[{"start":60000,"open":"36200.50","high":"36200.50","low":"36200.50","close":"36200.50","volume":"0.5","quoteVolume":"18100.250","trades":1,"closed":false}]}"#);
-//! assert_eq!(take(60_900, "36201"), [], "within a second of the last");
-//! let told = take(120_000, "36199");
+//! assert_eq!(take(60_900, "36201").told, [], "within a second of the last");
+//! let told = take(120_000, "36199").told;
 //! assert!(told[0].data.starts_with(r#"{"candles":[{"start":60000,"open":"36200.50","high":"36201","low":"36200.50","close":"36201","volume":"1.0""#));
 //! assert!(told[0].data.contains(r#""trades":2,"closed":true},{"start":120000,"#));
+//! let outcome = take(119_999, "1");
+//! assert_eq!((outcome.told.len(), outcome.late), (0, 1), "its minute is closed");
+//! // Nothing happens for two minutes: they have no candle, and the one before them is closed by what comes then.
+//! let told = take(300_000, "36198").told;
+//! assert!(told[0].data.contains(r#""closed":true},{"start":300000,"#) && !told[0].data.contains("180000"));
 //! ```
 
 use std::{
@@ -148,7 +153,7 @@ impl Candles {
     }
 
     pub(super) fn take(&mut self, trades: &[Trade]) -> Result<(Vec<Told>, usize), Refused> {
-        room_for(trades, self.keys.len(), |key| self.keys.contains(key))?;
+        room_for(trades.iter().map(|trade| &*trade.key), self.keys.len(), |key| self.keys.contains(key))?;
         let (mut telling, mut late) = (BTreeMap::new(), 0);
         for trade in trades {
             late += usize::from(!self.take_one(trade, &mut telling));

@@ -7,6 +7,24 @@
 //! `openTime` says since when trades are counted, in milliseconds since 1970 UTC: the begin of the first of those minutes, or
 //! when reading began, if that was later. `changePercent` is rounded to two decimal places, half to even; all else is
 //! exact. Where no trade is left in the 24 hours, all prices are that of the last trade before them.
+//!
+//! ```
+//! use tickmesh::transform::operators::{Inputs, Kind, Operator, Trade, ticker::Config};
+//!
+//! let mut ticker = Operator::new(&Kind::Ticker(Config { every_ms: 1000 }), true);
+//! let mut take = |key: &str, time_ms, price: &str| {
+//!     let trade = Trade { key: key.into(), price: price.parse().unwrap(), quantity: "2".parse().unwrap(), time_ms };
+//!     ticker.take(&Inputs::Trades(vec![trade])).unwrap()
+//! };
+//! let (day, minute) = (86_400_000, 60_000);
+//! take("a", day, "100");
+//! let told = take("a", day + minute, "103").told;
+//! assert_eq!(told[0].data, r#"{"open":"100","high":"103","low":"100","last":"103","volume":"4","quoteVolume":"406","trades":2,"change":"3","changePercent":"3.00","openTime":120000,"closeTime":86460000}"#);
+//! assert_eq!(take("a", 0, "1").late, 1, "from before the 24 hours");
+//! // Nothing of it happens for a day: its minutes go with the trades of another one.
+//! let told = take("b", 3 * day, "7").told;
+//! assert!(told[0].data.starts_with(r#"{"open":"103","high":"103","low":"103","last":"103","volume":"0","quoteVolume":"0","trades":0,"#));
+//! ```
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -73,7 +91,7 @@ impl Ticker {
     }
 
     pub(super) fn take(&mut self, trades: &[Trade]) -> Result<(Vec<Told>, usize), Refused> {
-        room_for(trades, self.keys.len(), |key| self.keys.contains_key(key))?;
+        room_for(trades.iter().map(|trade| &*trade.key), self.keys.len(), |key| self.keys.contains_key(key))?;
         let late = trades.iter().filter(|trade| !self.take_one(trade)).count();
         let mut told = BTreeMap::new();
         while let Some(key) = self.due.pop(self.now_ms) {
