@@ -4,6 +4,7 @@ mod admin;
 mod catalogue;
 mod connect;
 mod ingest_stage;
+mod letters;
 mod overview;
 
 use std::{
@@ -67,6 +68,7 @@ struct Stages {
     /// Ends the sources that came while it ran.
     catalogue: Option<Keeper>,
     ingest: Option<(CancellationToken, thread::JoinHandle<()>)>,
+    letters: Vec<Stage>,
     edge: Option<Stage>,
     mesh: Option<Stage>,
     ops: Option<Stage>,
@@ -211,7 +213,7 @@ impl Bound {
             let stop = auth_stop.clone();
             tokio::spawn(admin::follow_siblings(mesh.clone(), me, authenticator, stop));
         }
-        let overview = overview::page(&config.name, &config.region, &mesh, sees);
+        let overview = overview::page(&config.name, &config.region, &mesh, &registry, sees);
         let letters = move || serde_json::json!({ "dead_letters": dead_letters.list() });
         let pages = ops::http::router(registry, health, letters, overview).merge(admin);
         stages.ops = Some(serve_ops(ops, pages)?);
@@ -251,7 +253,7 @@ impl Running {
 
     /// Ends the stages one after the other, in the direction of the data, so that what was read is still delivered.
     pub async fn drain(self) {
-        let Stages { sources, catalogue, ingest, edge, mesh, ops, auth: _auth } = self.stages;
+        let Stages { sources, catalogue, ingest, letters, edge, mesh, ops, auth: _auth } = self.stages;
         for source in &sources {
             source.stop.cancel();
         }
@@ -267,6 +269,9 @@ impl Running {
             if timeout(STAGE_END, ended).await.is_err() {
                 tracing::warn!(stage = "ingest", "did not end in time");
             }
+        }
+        for carrier in letters {
+            carrier.end("dead letters").await;
         }
         for (name, stage) in [("edge", edge), ("mesh", mesh), ("ops", ops)] {
             if let Some(stage) = stage {

@@ -9,7 +9,6 @@
 //! print itself.
 
 mod api_keys;
-mod breaker;
 mod config;
 mod credential;
 pub(crate) mod http;
@@ -21,7 +20,7 @@ mod pattern;
 mod permissions;
 mod revocations;
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use tickmesh_protocol::client::{Credential, MAX_CREDENTIAL_BYTES};
 use tokio_util::sync::CancellationToken;
@@ -37,6 +36,9 @@ pub use self::{
     revocations::{Revocations, RevokeError},
 };
 use crate::ops::metrics::Registry;
+
+/// How long a server that failed too often is not asked whose a token is, or for keys.
+const CIRCUIT_PAUSE: Duration = Duration::from_secs(5);
 
 /// Why credentials are not accepted. What it says may be told to whoever sent them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -114,7 +116,8 @@ impl Authenticator {
     /// # Errors
     /// If a file cannot be read or does not hold what it should; the message names it.
     pub fn open(config: &Config, registry: &Registry, stop: CancellationToken) -> anyhow::Result<Arc<Self>> {
-        let jwt = config.jwt.as_ref().map(|jwt| Jwt::open(jwt, &config.claims, stop.clone())).transpose()?;
+        let jwt = config.jwt.as_ref();
+        let jwt = jwt.map(|jwt| Jwt::open(jwt, &config.claims, registry, stop.clone())).transpose()?;
         let oauth2 = config.oauth2.as_ref();
         let oauth2 = oauth2
             .map(|oauth2| Introspection::start(oauth2, &config.claims, registry, stop.clone()))

@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod check;
 pub mod client;
+pub mod dead_letters;
 pub mod demo;
 pub mod keys;
 pub mod mesh;

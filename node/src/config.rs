@@ -15,7 +15,9 @@ use toml::Table;
 
 use self::reader::{Fault, Faults, Section};
 use crate::{
-    auth, edge, ingest, mesh, ops, signing, source,
+    auth, edge,
+    ingest::{self, dead_letters::Destination},
+    mesh, ops, signing, source,
     transform::{Policies, RouteConfig, feeding},
 };
 
@@ -42,6 +44,7 @@ pub struct IngestRole {
     pub ingest: ingest::Config,
     pub sources: Vec<SourceRole>,
     pub routes: Vec<RouteConfig>,
+    pub dead_letters: Option<ingest::dead_letters::Config>,
     /// Where it is kept how far this peer is; nowhere, for a peer that lives for a moment.
     pub checkpoint_file: Option<PathBuf>,
     /// Where sources and routes that were changed while running are kept, and what the files of its directory were.
@@ -182,7 +185,7 @@ impl Config {
         let files = (file("checkpoint"), file("catalogue"));
         let ingest =
             roles.contains("ingest").then(|| read_ingest(&mut root, folder, files, &private)).or_else(|| {
-                for key in ["ingest", "source", "route"] {
+                for key in ["ingest", "source", "route", "dead_letters"] {
                     unused::<()>(&mut root, key, "ingest");
                 }
                 None
@@ -287,10 +290,14 @@ fn read_ingest(
     for route in routes.iter().filter(|route| !names.contains(&route.source)) {
         root.fault("route", format!("no source is named {:?}", route.source));
     }
+    let dead_letters =
+        root.has("dead_letters").then(|| read_dead_letters(root, folder, &checkpoint_file, &sources));
+    let dead_letters = dead_letters.flatten();
     let role = IngestRole {
         ingest,
         sources,
         routes,
+        dead_letters,
         checkpoint_file: Some(checkpoint_file),
         catalogue_file: Some(catalogue_file),
         catalogue_folder,
@@ -327,6 +334,33 @@ fn chaining_faults(routes: &[RouteConfig], sources: &[SourceRole], private: &Has
         }
     }
     faults
+}
+
+fn read_dead_letters(
+    root: &mut Section,
+    folder: &Path,
+    checkpoint_file: &Path,
+    sources: &[SourceRole],
+) -> Option<ingest::dead_letters::Config> {
+    let journal = checkpoint_file.with_extension("put-back");
+    let config = read_section(root, "dead_letters", |section| {
+        ingest::dead_letters::Config::read(section, folder, journal)
+    })?;
+    if let Destination::Topic(topic) = &config.to {
+        for SourceRole { source, .. } in sources {
+            let name = &source.name;
+            if source.writer().is_none() {
+                root.fault("dead_letters.topic", format!("the source {name:?} has no log that keeps them; write file = \"data/dead-letters.jsonl\""));
+            }
+            if source.reads(topic) {
+                root.fault(
+                    "dead_letters.topic",
+                    format!("the source {name:?} reads {topic:?}, so its dead letters would come again"),
+                );
+            }
+        }
+    }
+    Some(config)
 }
 
 #[cfg(test)]

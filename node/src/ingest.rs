@@ -73,7 +73,7 @@ use self::{
 pub use self::{
     checkpoint::load as load_checkpoint,
     control::{Change, Control, Ended, NewLane},
-    dead_letters::{DeadLetter, DeadLetters},
+    dead_letters::{DeadLetter, DeadLetters, Outbox},
     overview::{Overlook, Overview},
     store::Asked,
     tiers::Tiers,
@@ -188,6 +188,8 @@ pub struct Lane {
     pub condition: Condition,
     /// Records behind the end of the log, as the source says.
     pub lag: IntGauge,
+    /// Where its dead letters go besides the operators' page.
+    pub outbox: Option<Outbox>,
 }
 
 /// Everything an ingest peer needs before anything runs.
@@ -401,6 +403,7 @@ impl Opened {
             checkpoints,
             checkpoint_every: every,
             next_checkpoint: Moment::after(every),
+            held: None,
             next_tick: Moment::START,
             key: parts.key,
             outlet: Arc::clone(&start.outlet),

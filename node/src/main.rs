@@ -31,6 +31,8 @@ enum Command {
     Mesh(commands::mesh::Mesh),
     /// Take credentials back, in the whole mesh
     Admin(commands::admin::Admin),
+    /// List records that could not become events, and put them back after a fix
+    DeadLetters(commands::dead_letters::DeadLetters),
     /// Follow streams from the command line
     Client(commands::client::Client),
 }
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         Command::Token(token) => token.run(),
         Command::Mesh(mesh) => mesh.run(),
         Command::Admin(admin) => admin.run(),
+        Command::DeadLetters(letters) => letters.run(),
         Command::Client(client) => client.run(),
     };
     outcome.unwrap_or_else(commands::report)

@@ -1,5 +1,7 @@
-//! What operators see: metrics, health, logs, lifecycle events, dead letters.
+//! What operators see: metrics, health, logs, lifecycle events, dead letters; and how what fails is tried again.
 
+pub mod backoff;
+pub mod breaker;
 pub mod health;
 pub mod http;
 pub mod lifecycle;

@@ -14,6 +14,7 @@ pub mod kafka;
 pub mod metrics;
 pub mod nats;
 pub mod redis;
+pub mod writing;
 
 mod generations;
 mod starts;
@@ -26,8 +27,8 @@ use tickmesh_protocol::{Epoch, feed::MAX_SOURCE_NAME_BYTES, policy::ChannelPolic
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use self::metrics::SourceMetrics;
 pub use self::starts::{Place, Start, Starts};
+use self::{metrics::SourceMetrics, writing::LogWriter};
 use crate::{config::reader::Section, ops::health::Condition};
 
 /// Largest record that is taken from a log, in bytes; larger ones are dead letters.
@@ -52,6 +53,19 @@ pub enum Kind {
     NatsCore(nats::CoreConfig),
     Redis(redis::Config),
     Embedded(embedded::Config),
+}
+
+impl Kind {
+    /// As `kind` of the configuration says it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Kafka(_) => "kafka",
+            Self::Nats(_) => "nats",
+            Self::NatsCore(_) => "nats-core",
+            Self::Redis(_) => "redis",
+            Self::Embedded(_) => "embedded",
+        }
+    }
 }
 
 impl Config {
@@ -114,11 +128,33 @@ impl Config {
         }
     }
 
+    /// What writes to its log; `None` where there is nothing that could be read again.
+    pub fn writer(&self) -> Option<Box<dyn LogWriter>> {
+        match &self.kind {
+            Kind::Kafka(config) => Some(Box::new(kafka::Writer::new(config.clone(), &self.name))),
+            Kind::Nats(config) => Some(Box::new(nats::Writer::new(config.clone(), &self.name))),
+            Kind::Redis(config) => Some(Box::new(redis::Writer::new(config.clone()))),
+            Kind::NatsCore(_) | Kind::Embedded(_) => None,
+        }
+    }
+
+    /// Whether it reads a topic, as far as its configuration tells.
+    pub fn reads(&self, topic: &str) -> bool {
+        match &self.kind {
+            Kind::Kafka(config) => config.wants(topic),
+            Kind::Redis(config) => config.keys.iter().any(|key| key == topic),
+            // Subjects may stand for any; what comes of them is seen when it comes.
+            Kind::Nats(_) | Kind::NatsCore(_) | Kind::Embedded(_) => false,
+        }
+    }
+
     /// Makes the source; nothing is read or connected before [`Source::run`]. `retains_last`: all its routes retain the last
     /// event of a stream, so its log need not hold more than that.
     pub fn open(self, retains_last: bool, metrics: &SourceMetrics, condition: Condition) -> Box<dyn Source> {
         match self.kind {
-            Kind::Kafka(config) => Box::new(kafka::Kafka::new(&self.name, config, metrics, condition)),
+            Kind::Kafka(config) => {
+                Box::new(kafka::Kafka::new(&self.name, config, retains_last, metrics, condition))
+            }
             Kind::Nats(config) => {
                 Box::new(nats::Nats::new(&self.name, config, retains_last, metrics, condition))
             }

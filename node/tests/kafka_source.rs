@@ -115,3 +115,21 @@ async fn a_position_that_retention_took_is_noticed() {
     positions.retain(|position| *position >= 390);
     assert_eq!(positions, (390..=400).collect::<Vec<_>>());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_compression_is_read() {
+    let broker = KafkaBroker::shared();
+    broker.create_topic("squeezed", 1).await;
+    let values: Vec<String> = (0..200).map(|number| format!("{number} {}", "a".repeat(200))).collect();
+    let mut written = Vec::new();
+    for codec in ["gzip", "lz4", "snappy", "zstd"] {
+        let producer = KafkaProducer::new(broker.client().set("compression.type", codec));
+        values.iter().for_each(|value| producer.send("squeezed", 0, Some(value)));
+        producer.flush();
+        written.extend(values.clone());
+    }
+    let mut source = Running::start(&broker.bootstrap(), &["squeezed"], "start = 'beginning'");
+    source.records(written.len()).await;
+    assert_eq!(source.values("squeezed", 0), written);
+    source.stop().await;
+}

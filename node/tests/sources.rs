@@ -19,6 +19,8 @@ mod end_to_end;
 mod kafka;
 #[path = "sources/kafka_log.rs"]
 mod kafka_log;
+#[path = "sources/letters.rs"]
+mod letters;
 #[path = "sources/log.rs"]
 mod log;
 #[path = "support/nats.rs"]
@@ -54,6 +56,11 @@ async fn kafka_to_clients() {
     end_to_end::clients_have_exactly_the_log(&mut Kafka::prepare().await).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kafka_dead_letters() {
+    letters::dead_letters_are_kept_and_come_back(&Kafka::shared().await).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nats_without_a_fault() {
     Box::pin(behaviours::without_a_fault(&Nats::shared().await)).await;
@@ -69,6 +76,11 @@ async fn nats_to_clients() {
     end_to_end::clients_have_exactly_the_log(&mut Nats::prepare().await).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nats_dead_letters() {
+    letters::dead_letters_are_kept_and_come_back(&Nats::shared().await).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nats_that_lost_its_end() {
     behaviours::a_log_that_lost_its_end_is_another_epoch(&mut Nats::prepare().await).await;
@@ -82,6 +94,11 @@ async fn redis_without_a_fault() {
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_with_its_server_killed() {
     behaviours::a_killed_server_loses_and_doubles_nothing(&mut Redis::prepare().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_dead_letters() {
+    letters::dead_letters_are_kept_and_come_back(&Redis::shared().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -19,9 +19,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Stages,
+    Stage, Stages,
     catalogue::{self, Keeper, Kept, Loaded, opener::Opener, plan::Planner, run_source},
     connect::MeshOutlet,
+    letters::Letters,
 };
 use crate::{
     config::{IngestRole, SourceRole},
@@ -61,6 +62,7 @@ pub(super) struct IngestStage {
     loaded: Loaded,
     asked: mpsc::Receiver<Asked>,
     role: IngestRole,
+    letters: Option<Stage>,
 }
 
 impl IngestStage {
@@ -70,7 +72,9 @@ impl IngestStage {
         let mut planner = Planner::new(&role, shared.private.clone());
         let plan =
             planner.plan(&kept.catalogue, None).map_err(|faults| anyhow::anyhow!(faults.join("\n")))?;
-        let opener = Opener::new(shared.region, shared.registry, shared.health);
+        let letters = role.dead_letters.clone().map(|config| Letters::open(config, shared.registry));
+        let carriers = letters.as_ref().map(Letters::stage);
+        let opener = Opener::new(shared.region, shared.registry, shared.health, letters);
         let opened = role
             .sources
             .iter()
@@ -95,7 +99,7 @@ impl IngestStage {
         let (ask, asked) = mpsc::channel(CATALOGUE_QUESTIONS);
         let opened = ingest::open(parts, ask).context("cannot open ingest")?;
         let loaded = Loaded { kept, planner, plan };
-        Ok(Self { me, stop, opened, sources, opener, loaded, asked, role })
+        Ok(Self { me, stop, opened, sources, opener, loaded, asked, role, letters: carriers })
     }
 
     /// Starts the sources where this peer, or a sibling, was, and then the ingest thread. The siblings are all the other ingest
@@ -123,6 +127,7 @@ impl IngestStage {
                 }
             }
         }
+        stages.letters.extend(self.letters.take());
         let (mut events, mut running) = (Vec::new(), HashMap::new());
         for (name, source) in self.sources {
             let starts: Starts =

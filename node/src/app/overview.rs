@@ -7,6 +7,7 @@ use tickmesh_protocol::{PublisherKey, feed::Status};
 use crate::{
     ingest::{Overlook, Overview},
     mesh::{MeshHandle, identity::peer_of},
+    ops::metrics::Registry,
 };
 
 /// What the page shows, made anew whenever it is asked for. `sees`: with the ingest role.
@@ -14,15 +15,20 @@ pub(super) fn page(
     name: &str,
     region: &str,
     mesh: &MeshHandle,
+    registry: &Registry,
     sees: Option<Overlook>,
 ) -> impl Fn() -> BoxFuture<'static, Value> + Clone + Send + Sync + 'static {
-    let (name, region, mesh) = (name.to_owned(), region.to_owned(), mesh.clone());
+    let (name, region, mesh, registry) = (name.to_owned(), region.to_owned(), mesh.clone(), registry.clone());
     move || {
         let mut page = json!({
             "name": name,
             "region": region,
             "peer": mesh.peer_id().to_string(),
             "publishers": mesh.live_publishers().borrow().keys().map(peer).collect::<Vec<_>>(),
+            "circuits": registry
+                .circuits()
+                .map(|(target, state)| (target, state.words().into()))
+                .collect::<serde_json::Map<_, _>>(),
         });
         let sees = sees.clone();
         Box::pin(async move {

@@ -19,15 +19,14 @@ use futures_util::{
     future::{BoxFuture, Shared},
     stream,
 };
-use prometheus::IntGauge;
 use reqwest::{Client, Url};
 use serde_json::{Map, Value};
 use tickmesh_protocol::client::Secret;
 use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{ClaimNames, Identity, Proof, Refusal, breaker::Breaker, config::IntrospectionConfig, http};
-use crate::ops::metrics::Registry;
+use super::{CIRCUIT_PAUSE, ClaimNames, Identity, Proof, Refusal, config::IntrospectionConfig, http};
+use crate::ops::{breaker::Circuit, metrics::Registry};
 
 /// Answers kept at most: of tokens in use, and of others that were shown lately.
 const MAX_ANSWERS: usize = 200_000;
@@ -57,15 +56,13 @@ struct Server {
     claims: ClaimNames,
     state: Mutex<State>,
     generation: AtomicU64,
-    /// 1 while the server is left alone.
-    circuit: IntGauge,
+    circuit: Circuit,
 }
 
 #[derive(Debug, Default)]
 struct State {
     answers: HashMap<TokenHash, Answer>,
     asking: HashMap<TokenHash, Question>,
-    breaker: Breaker,
 }
 
 #[derive(Debug)]
@@ -99,9 +96,7 @@ impl Introspection {
             claims: claims.clone(),
             state: Mutex::default(),
             generation: AtomicU64::new(0),
-            circuit: registry
-                .gauges("circuit_state", "Whether a target that failed is left alone: 1, or 0.", &["target"])
-                .with_label_values(&["oauth2"]),
+            circuit: Circuit::new(registry, "oauth2", CIRCUIT_PAUSE),
         });
         tokio::spawn(stop.run_until_cancelled_owned(server.clone().recheck_all()));
         Ok(Self(server))
@@ -146,7 +141,7 @@ impl Server {
 
     /// Asks about a token and keeps the answer.
     async fn ask(self: Arc<Self>, hash: TokenHash, token: Secret) -> Outcome {
-        let allowed = self.state().breaker.allows(Instant::now());
+        let allowed = self.circuit.allows();
         let answered = if allowed { Some(self.question(&token).await) } else { None };
         let now = Instant::now();
         let mut state = self.state();
@@ -155,11 +150,11 @@ impl Server {
             None => return Err(Refusal::Unavailable),
             Some(Err(error)) => {
                 tracing::warn!(url = %self.url, error = %format!("{error:#}"), "no token introspection to be had");
-                self.note(&mut state, false, now);
+                self.circuit.note(false);
                 return Err(Refusal::Unavailable);
             }
             Some(Ok(claims)) => {
-                self.note(&mut state, true, now);
+                self.circuit.note(true);
                 self.outcome(hash, claims.as_ref())
             }
         };
@@ -175,14 +170,6 @@ impl Server {
         let outcome = known.filter(|known| **known == outcome).cloned().unwrap_or(outcome);
         state.answers.insert(hash, Answer { token, outcome: outcome.clone(), at: now });
         outcome
-    }
-
-    fn note(&self, state: &mut State, answered: bool, now: Instant) {
-        if state.breaker.note(answered, now) {
-            let open = state.breaker.is_open();
-            self.circuit.set(open.into());
-            tracing::warn!(url = %self.url, open, "circuit breaker of token introspection");
-        }
     }
 
     fn outcome(&self, hash: TokenHash, claims: Option<&Map<String, Value>>) -> Outcome {
@@ -237,13 +224,13 @@ impl Server {
     }
 
     async fn recheck(&self, hash: TokenHash, token: Secret) {
-        if !self.state().breaker.allows(Instant::now()) {
+        if !self.circuit.allows() {
             return;
         }
         let answered = self.question(&token).await;
         let now = Instant::now();
         let mut state = self.state();
-        self.note(&mut state, answered.is_ok(), now);
+        self.circuit.note(answered.is_ok());
         let Some(answer) = state.answers.get_mut(&hash) else { return };
         match answered {
             Ok(Some(_)) => answer.at = now,

@@ -16,7 +16,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Refusal, http};
+use super::{CIRCUIT_PAUSE, Refusal, http};
+use crate::ops::{breaker::Circuit, metrics::Registry};
 
 /// How old keys may be: a provider that takes one back is believed after this.
 const REFRESH: Duration = Duration::from_secs(300);
@@ -92,11 +93,17 @@ fn signs(jwk: &Jwk) -> bool {
 
 impl Jwks {
     /// Fetches the keys now, and again and again until `stop`.
-    pub(super) fn start(url: Url, algorithm: Algorithm, stop: CancellationToken) -> anyhow::Result<Self> {
+    pub(super) fn start(
+        url: Url,
+        algorithm: Algorithm,
+        registry: &Registry,
+        stop: CancellationToken,
+    ) -> anyhow::Result<Self> {
         let client = http::client(TIMEOUT)?;
         let (sender, state) = watch::channel(State::default());
         let wanted = Arc::new(Notify::new());
-        let fetching = Fetching { client, url, algorithm, wanted: wanted.clone(), state: sender };
+        let circuit = Circuit::new(registry, "jwks", CIRCUIT_PAUSE);
+        let fetching = Fetching { client, url, algorithm, circuit, wanted: wanted.clone(), state: sender };
         tokio::spawn(stop.run_until_cancelled_owned(fetching.run()));
         Ok(Self { state, wanted })
     }
@@ -133,6 +140,7 @@ struct Fetching {
     client: Client,
     url: Url,
     algorithm: Algorithm,
+    circuit: Circuit,
     wanted: Arc<Notify>,
     state: watch::Sender<State>,
 }
@@ -140,7 +148,9 @@ struct Fetching {
 impl Fetching {
     async fn run(self) {
         loop {
+            self.circuit.tries();
             let fetched = self.fetch().await;
+            self.circuit.note(fetched.is_ok());
             let now = Instant::now();
             let next = match &fetched {
                 Ok(keys) => {

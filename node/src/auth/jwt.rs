@@ -14,6 +14,7 @@ use super::{
     config::{JwtConfig, JwtKeys},
     jwks::Jwks,
 };
+use crate::ops::metrics::Registry;
 
 /// Checks tokens.
 #[derive(Debug)]
@@ -33,11 +34,12 @@ impl Jwt {
     pub(super) fn open(
         config: &JwtConfig,
         claims: &ClaimNames,
+        registry: &Registry,
         stop: CancellationToken,
     ) -> anyhow::Result<Self> {
         let keys = match &config.keys {
             JwtKeys::Key(key) => Keys::One(key.clone()),
-            JwtKeys::Url(url) => Keys::Set(Jwks::start(url.clone(), config.algorithm, stop)?),
+            JwtKeys::Url(url) => Keys::Set(Jwks::start(url.clone(), config.algorithm, registry, stop)?),
         };
         let mut validation = Validation::new(config.algorithm);
         validation.leeway = config.leeway.as_secs();

@@ -1,6 +1,10 @@
 //! `tickmesh mesh`.
 
-use std::{collections::HashMap, process::ExitCode, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
 use axum::body::Bytes;
@@ -33,6 +37,9 @@ struct Page {
     region: String,
     peer: String,
     publishers: Vec<String>,
+    /// Circuit breakers, by their targets.
+    #[serde(default)]
+    circuits: BTreeMap<String, String>,
     ingest: Option<Ingest>,
 }
 
@@ -98,6 +105,9 @@ impl Mesh {
 
     fn print(&self, page: &Page) {
         println!("{} in {}: {}", page.name, page.region, page.peer);
+        for (target, state) in &page.circuits {
+            println!("  circuit to {target}: {state}");
+        }
         let Some(ingest) = &page.ingest else {
             println!("\nAn edge. Connected ingest peers:");
             for publisher in &page.publishers {

@@ -260,4 +260,4 @@ impl Job {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

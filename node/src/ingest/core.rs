@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use tickmesh_protocol::{
     Batch, Epoch, Event, Moment, Position, PublisherKey, Sequence, SignedBatch, SigningKey, StreamName,
     catalogue::Standing,
@@ -17,12 +18,13 @@ use tickmesh_protocol::{
     sequencer::{Reading, Sequencer, Unsequenced},
     takeover::{Publisher, SourceId},
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::{
     DeadLetters, Outlet,
     checkpoint::Writer,
     control::Past,
+    dead_letters::{Letter, Outbox},
     hold::Hold,
     metrics::Metrics,
     overview::Overview,
@@ -47,6 +49,9 @@ const LONGEST_REST: Duration = Duration::from_millis(100);
 /// How often the thread wakes at least: how late it notices that it was frozen, and how old what it says of itself may be.
 const TICK: Duration = Duration::from_millis(250);
 
+/// How long a peer that ends waits for the sink of its dead letters. Those that it does not take then are read again.
+const LETTERS_WAIT: Duration = Duration::from_millis(400);
+
 pub(super) struct Core {
     pub(super) region: String,
     /// Names of the sources, by their ids.
@@ -70,11 +75,19 @@ pub(super) struct Core {
     pub(super) checkpoints: Option<Writer>,
     pub(super) checkpoint_every: Duration,
     pub(super) next_checkpoint: Moment,
+    /// A state that waits until its dead letters are kept.
+    pub(super) held: Option<Held>,
     pub(super) next_tick: Moment,
     pub(super) outlet: Arc<dyn Outlet>,
     pub(super) dead_letters: DeadLetters,
     pub(super) lifecycle: LifecycleEvents,
     pub(super) metrics: Metrics,
+}
+
+/// A state, and how many dead letters of each source it has passed.
+pub(super) struct Held {
+    state: Arc<State>,
+    letters: Vec<(u64, Outbox)>,
 }
 
 /// A partition that is read.
@@ -231,7 +244,12 @@ impl Core {
                 self.store.history.tell();
             }
             SourceEvent::Refused { record, reason, next } => {
-                self.refuse(lane, &record, &reason);
+                self.metrics.dead_letters.inc();
+                self.dead_letters.keep(&lane.source, &record, &reason);
+                lane.post(&record.topic, || match record.term {
+                    Some(_) => Letter::new(&lane.source, &record, std::slice::from_ref(&reason), 0),
+                    None => Letter::unplaced(&lane.source, &record, &reason),
+                });
                 self.passed(&record, next);
             }
         }
@@ -263,6 +281,7 @@ impl Core {
             partition = record.partition,
             position = record.position
         );
+        let (before, mut refused) = (lane.ingested.get(), Vec::new());
         let making = lane.operators.make_in_place(&lane.transform, record);
         self.metrics.count_making(&lane.source, record, &making);
         for outcome in making.outcomes {
@@ -270,16 +289,17 @@ impl Core {
             if let Err(reason) = taken
                 && !lane.removed
             {
-                self.refuse(lane, record, &reason);
+                self.metrics.dead_letters.inc();
+                self.dead_letters.keep(&lane.source, record, &reason);
+                refused.push(reason);
             }
+        }
+        if !refused.is_empty() {
+            let events = lane.ingested.get() - before;
+            lane.post(&record.topic, || Letter::new(&lane.source, record, &refused, events));
         }
         // Whatever became of it.
         self.passed(record, record.position.saturating_add(1));
-    }
-
-    fn refuse(&self, lane: &Lane, record: &Record, reason: &str) {
-        self.metrics.dead_letters.inc();
-        self.dead_letters.keep(&lane.source, record, reason);
     }
 
     fn passed(&mut self, record: &Record, next: u64) {
@@ -487,6 +507,7 @@ impl Core {
                 }
             }
         });
+        self.release();
         if now >= self.next_checkpoint {
             self.next_checkpoint = now + self.checkpoint_every;
             self.checkpoint(lanes);
@@ -507,6 +528,20 @@ impl Core {
             );
         }
         let state = Arc::new(state);
+        // One that waits for its letters goes first: a newer one would wait longer.
+        let outboxes = || lanes.iter().filter_map(|lane| lane.outbox.clone());
+        let letters = || outboxes().map(|outbox| (outbox.put_so_far(), outbox)).collect();
+        self.held.get_or_insert_with(|| Held { state, letters: letters() });
+        self.release();
+    }
+
+    /// Lets the state be written, and siblings start from it, whose dead letters are kept: what it has passed is not read again.
+    fn release(&mut self) {
+        let Some(Held { state, .. }) =
+            self.held.take_if(|held| held.letters.iter().all(|(put, outbox)| outbox.kept() >= *put))
+        else {
+            return;
+        };
         self.store.set_state(Arc::clone(&state));
         if let Some(checkpoints) = &self.checkpoints {
             checkpoints.offer(state);
@@ -554,6 +589,11 @@ impl Core {
     pub(super) async fn finish(&mut self, lanes: &mut [Lane]) {
         let batches = self.publisher.take_all(self.now());
         self.send(batches).await;
+        let outboxes = lanes.iter().filter_map(|lane| lane.outbox.as_ref());
+        if timeout(LETTERS_WAIT, join_all(outboxes.map(Outbox::emptied))).await.is_ok() {
+            // Nothing keeps the newest.
+            self.held = None;
+        }
         self.checkpoint(lanes);
         if let Some(checkpoints) = self.checkpoints.take() {
             checkpoints.end();

@@ -14,6 +14,7 @@ use super::{
     Tiers,
     control::{Change, NewLane, Request},
     core::Core,
+    dead_letters::{Letter, Outbox},
     hold::Hold,
     overview::Overview,
     rescan::Log,
@@ -63,6 +64,17 @@ pub(super) struct Lane {
     pub(super) lag: IntGauge,
     pub(super) ingested: IntCounter,
     pub(super) latency: Histogram,
+    /// Its dead letters on their way to a sink, if they have one.
+    pub(super) outbox: Option<Outbox>,
+}
+
+impl Lane {
+    /// Hands a dead letter to the sink.
+    pub(super) fn post(&self, topic: &str, letter: impl FnOnce() -> Letter) {
+        if let Some(outbox) = self.outbox.as_ref().filter(|outbox| outbox.takes(topic)) {
+            outbox.put(letter());
+        }
+    }
 }
 
 /// What woke the thread.
@@ -144,6 +156,7 @@ impl Worker {
                     }
                 }
                 if lane.open
+                    && lane.outbox.as_ref().is_none_or(|outbox| outbox.has_room(context))
                     && let Poll::Ready(event) = lane.events.poll_recv(context)
                 {
                     self.next_lane = index + 1;
@@ -261,7 +274,7 @@ impl LaneMaker {
         events: mpsc::Receiver<SourceEvent>,
     ) -> Result<(Lane, Log), JqError> {
         let log = lane.log();
-        let super::Lane { source, routes, channels, tiers, condition, lag, .. } = lane;
+        let super::Lane { source, routes, channels, tiers, condition, lag, outbox, .. } = lane;
         let lane = Lane {
             id,
             ingested: self.ingested.with_label_values(&[&source]),
@@ -277,6 +290,7 @@ impl LaneMaker {
             warmth: Warmth::default(),
             condition,
             lag,
+            outbox,
         };
         Ok((lane, log))
     }

@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
 
+use crate::ops::backoff::Backoff;
+
 /// First wait after a failure, and after a lost connection.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 
@@ -34,7 +36,7 @@ pub(super) struct Dialer {
 struct Target {
     whom: Whom,
     learnt: Vec<Multiaddr>,
-    failures: u32,
+    backoff: Backoff,
     state: State,
 }
 
@@ -96,7 +98,12 @@ impl Dialer {
 
     fn add(&mut self, whom: Whom, now: Instant) {
         let state = State::Waiting { until: now };
-        self.targets.push(Target { whom, learnt: Vec::new(), failures: 0, state });
+        let longest = match whom {
+            Whom::Peer { .. } => LONGEST_WAIT,
+            Whom::Anybody { .. } => LONGEST_WAIT_FOR_ANYBODY,
+        };
+        let backoff = Backoff::new(FIRST_WAIT, longest);
+        self.targets.push(Target { whom, learnt: Vec::new(), backoff, state });
     }
 
     /// The configured addresses of a peer, added to the targets if it is new; nothing for this node itself.
@@ -162,7 +169,7 @@ impl Dialer {
                 && to == peer
             {
                 if now.duration_since(since) >= STABLE_AFTER {
-                    target.failures = 0;
+                    target.backoff.succeeded();
                 }
                 target.wait(now, jitter);
             }
@@ -200,7 +207,7 @@ impl Dialer {
         self.targets.iter().any(|target| {
             matches!(target.whom, Whom::Peer { id, .. } if id == *peer)
                 && !matches!(target.state, State::Connected { .. })
-                && target.failures % FAILURES_PER_QUESTION == 1
+                && target.backoff.failures() % FAILURES_PER_QUESTION == 1
         })
     }
 
@@ -225,16 +232,8 @@ impl Target {
         }
     }
 
-    /// Waits for half to all of a time that doubles with each failure: peers that lost one another at the same moment
-    /// do not dial at the same moment.
     fn wait(&mut self, now: Instant, jitter: f64) {
-        let bound = match self.whom {
-            Whom::Peer { .. } => LONGEST_WAIT,
-            Whom::Anybody { .. } => LONGEST_WAIT_FOR_ANYBODY,
-        };
-        let longest = FIRST_WAIT.saturating_mul(1 << self.failures.min(16)).min(bound);
-        self.failures = self.failures.saturating_add(1);
-        self.state = State::Waiting { until: now + longest.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0) };
+        self.state = State::Waiting { until: now + self.backoff.failed(jitter) };
     }
 }
 

@@ -10,6 +10,8 @@ use prometheus::{
     TextEncoder, core::Collector,
 };
 
+use super::breaker::CircuitState;
+
 /// Bounds of latency histograms in seconds: from a loopback hop to what no client should ever wait.
 const LATENCY_BUCKETS: &[f64] = &[
     0.000_25, 0.000_5, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
@@ -20,8 +22,9 @@ const LATENCY_BUCKETS: &[f64] = &[
 #[derive(Clone, Debug)]
 pub struct Registry {
     families: prometheus::Registry,
-    /// The one family that several stages move.
+    /// The families that several stages move.
     dropped: IntCounterVec,
+    circuits: IntGaugeVec,
 }
 
 impl Default for Registry {
@@ -38,12 +41,34 @@ impl Registry {
             &["reason"],
         );
         let dropped = Self::register(&families, dropped);
-        Self { families, dropped }
+        let circuits = IntGaugeVec::new(
+            Opts::new(
+                "circuit_state",
+                "Whether a target works (0), or failed too often and is tried once (1) or left alone (2).",
+            ),
+            &["target"],
+        );
+        let circuits = Self::register(&families, circuits);
+        Self { families, dropped, circuits }
     }
 
     /// Events that a stage drops for one reason: every drop is counted, in one family.
     pub fn dropped_events(&self, reason: &'static str) -> IntCounter {
         self.dropped.with_label_values(&[reason])
+    }
+
+    /// How the circuit breaker towards a target is.
+    pub(super) fn circuit(&self, target: &str) -> IntGauge {
+        self.circuits.with_label_values(&[target])
+    }
+
+    /// All circuit breakers of the node, by their targets.
+    pub fn circuits(&self) -> impl Iterator<Item = (String, CircuitState)> {
+        let families = self.circuits.collect();
+        families.into_iter().flat_map(|family| family.get_metric().to_vec()).filter_map(|metric| {
+            let target = metric.get_label().first()?.value().to_owned();
+            Some((target, CircuitState::of(metric.get_gauge().get_value() as i64)))
+        })
     }
 
     /// Says which build this is, and of which node: `tickmesh_build_info`, always 1.

@@ -11,19 +11,25 @@
 //! offsets hold nothing to read (markers of transactions, what compaction took), librdkafka tells the number of the
 //! partition that ended, without its topic; then discovery looks whether there is anything left before that offset.
 //!
+//! A topic that is compacted is refused, unless all routes of the source retain the last event (`kafka/cleanup.rs`). What becomes
+//! of keys that move because a topic has got more partitions is told in `kafka/holding.rs`.
+//!
 //! Three threads with a client each: one reads live, one finds topics and partitions, one reads ranges again. Looking at
 //! single records takes a fourth client for that moment.
 
+mod cleanup;
 mod config;
 mod context;
 mod describe;
 mod discovery;
+mod holding;
 mod numbering;
 mod partitions;
 mod reading;
 mod reread;
 mod scan;
 mod term;
+mod writing;
 
 use std::{sync::Arc, time::Duration};
 
@@ -31,12 +37,16 @@ use futures_util::future::BoxFuture;
 use tokio::{runtime::Handle, sync::mpsc, sync::oneshot};
 use tokio_util::sync::CancellationToken;
 
-pub use self::config::{Config, TopicPattern};
 use self::{
+    cleanup::Cleanup,
     context::Status,
     discovery::Discovery,
     reading::{Output, Reading},
     reread::Reader,
+};
+pub use self::{
+    config::{Config, TopicPattern},
+    writing::Writer,
 };
 use super::{LogReader, Source, SourceEvent, Starts, metrics::SourceMetrics};
 use crate::ops::health::Condition;
@@ -51,18 +61,25 @@ const RETRY_STEP: Duration = Duration::from_millis(100);
 /// A Kafka cluster that is read live.
 pub struct Kafka {
     config: Config,
+    retains_last: bool,
     status: Arc<Status>,
     reader: Arc<Reader>,
 }
 
 impl Kafka {
-    /// Makes no connection yet; [`Source::run`] does. The condition is ready while a broker answers and there are
-    /// partitions to read.
-    pub fn new(name: &str, config: Config, metrics: &SourceMetrics, condition: Condition) -> Self {
+    /// Makes no connection yet; [`Source::run`] does. `retains_last`: all routes retain the last event, so compacted topics may be
+    /// read. The condition is ready while a broker answers and there are partitions to read.
+    pub fn new(
+        name: &str,
+        config: Config,
+        retains_last: bool,
+        metrics: &SourceMetrics,
+        condition: Condition,
+    ) -> Self {
         let status = Status::new(name.to_owned(), config.brokers.clone(), metrics.of(name), condition);
         let status = Arc::new(status);
         let reader = Arc::new(Reader::new(config.clone(), status.clone()));
-        Self { config, status, reader }
+        Self { config, retains_last, status, reader }
     }
 }
 
@@ -79,7 +96,7 @@ impl Source for Kafka {
             let (ended, wait) = oneshot::channel::<()>();
             let source = self.status.source.clone();
             let thread = std::thread::Builder::new().name(format!("kafka-{source}")).spawn(move || {
-                run_threads(&self.config, &self.status, &output);
+                run_threads(&self.config, self.retains_last, &self.status, &output);
                 // Dropped when everything the thread owned is gone.
                 drop(ended);
             });
@@ -99,12 +116,13 @@ impl Source for Kafka {
 }
 
 /// Reads on this thread and discovers on another, until the output says stop.
-fn run_threads(config: &Config, status: &Arc<Status>, output: &Output) {
+fn run_threads(config: &Config, retains_last: bool, status: &Arc<Status>, output: &Output) {
     while !output.stopped() {
         let (news, newsreader) = mpsc::channel(WAITING_NEWS);
         // One question of each kind at a time; more are asked when it is answered.
-        let (questions, asked) = std::sync::mpsc::sync_channel(2);
-        let clients = Discovery::new(config.clone(), status.clone(), news).and_then(|discovery| {
+        let (questions, asked) = std::sync::mpsc::sync_channel(3);
+        let cleanup = Cleanup::new(retains_last, output.runtime.clone());
+        let clients = Discovery::new(config.clone(), cleanup, status.clone(), news).and_then(|discovery| {
             Ok((discovery, Reading::new(config.clone(), status.clone(), newsreader, questions)?))
         });
         match clients {

@@ -1,8 +1,13 @@
 //! What sources count. The families are registered once per node; each source takes its own figures out of them by name.
 
+use std::{sync::Arc, time::Duration};
+
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
-use crate::ops::metrics::Registry;
+use crate::ops::{breaker::Circuit, metrics::Registry};
+
+/// How often a source tries a server that fails, which cannot do without it: the longest wait of all connectors.
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The metric families of all sources of a node. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -10,10 +15,12 @@ pub struct SourceMetrics {
     records: IntCounterVec,
     errors: IntCounterVec,
     moves: IntCounterVec,
+    growths: IntCounterVec,
     lag: IntGaugeVec,
     partitions: IntGaugeVec,
     brokers_up: IntGaugeVec,
     broker_rtt: IntGaugeVec,
+    registry: Registry,
 }
 
 /// The figures of one source.
@@ -25,10 +32,14 @@ pub struct Figures {
     pub records: IntCounter,
     /// Partitions whose position was no longer in the log.
     pub moved: IntCounter,
+    /// Times that a topic got more partitions.
+    pub grown: IntCounter,
     pub lag: IntGauge,
     pub partitions: IntGauge,
     pub brokers_up: IntGauge,
     pub broker_rtt: IntGauge,
+    /// Towards the source's servers.
+    pub circuit: Arc<Circuit>,
 }
 
 impl SourceMetrics {
@@ -43,6 +54,11 @@ impl SourceMetrics {
             moves: registry.counters(
                 "source_positions_lost_total",
                 "Times a partition no longer held the position that was to be read next.",
+                &["source"],
+            ),
+            growths: registry.counters(
+                "source_topics_grown_total",
+                "Times a topic got more partitions, so that keys moved and their streams went on in other epochs.",
                 &["source"],
             ),
             lag: registry.gauges(
@@ -61,6 +77,7 @@ impl SourceMetrics {
                 "Mean time a log's slowest server takes to answer.",
                 &["source"],
             ),
+            registry: registry.clone(),
         }
     }
 
@@ -72,10 +89,12 @@ impl SourceMetrics {
             errors: self.errors.clone(),
             records: self.records.with_label_values(label),
             moved: self.moves.with_label_values(label),
+            grown: self.growths.with_label_values(label),
             lag: self.lag.with_label_values(label),
             partitions: self.partitions.with_label_values(label),
             brokers_up: self.brokers_up.with_label_values(label),
             broker_rtt: self.broker_rtt.with_label_values(label),
+            circuit: Arc::new(Circuit::new(&self.registry, format!("source {source}"), LONGEST_PAUSE)),
         }
     }
 }

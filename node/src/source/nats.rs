@@ -19,6 +19,7 @@ mod link;
 mod numbering;
 mod reading;
 mod reread;
+mod writing;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -28,7 +29,10 @@ use tickmesh_protocol::Epoch;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-pub use self::config::{Access, Config, CoreConfig, Login};
+pub use self::{
+    config::{Access, Config, CoreConfig, Login},
+    writing::Writer,
+};
 use self::{
     link::Trouble,
     numbering::{Extent, Stored},
@@ -103,6 +107,7 @@ impl Status {
     }
 
     fn reading(&self) {
+        self.figures.circuit.note(true);
         self.figures.brokers_up.set(1);
         self.figures.partitions.set(1);
         self.condition.ready();
@@ -116,6 +121,7 @@ impl Status {
 
     fn trouble(&self, trouble: &Trouble) {
         self.figures.error(trouble.kind);
+        self.figures.circuit.note(false);
         self.waiting(&trouble.reason);
     }
 

@@ -21,6 +21,7 @@ mod numbering;
 mod reading;
 mod reread;
 mod status;
+mod writing;
 
 use std::sync::Arc;
 
@@ -28,7 +29,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-pub use self::config::Config;
+pub use self::{config::Config, writing::Writer};
 use self::{keys::Keys, reread::Reader, status::Status};
 use super::{LogReader, Source, SourceEvent, Starts, metrics::SourceMetrics};
 use crate::ops::health::Condition;

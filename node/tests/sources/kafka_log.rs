@@ -19,7 +19,7 @@ impl Log for Kafka {
     const KIND: &'static str = "kafka";
     const PARTITIONS: u32 = 2;
     const KILLS: u32 = 1;
-    const REFUSED: &'static str = "kafka 127.0.0.1:";
+    const REFUSED: &'static str = "the broker refuses the credentials: ";
     const MISSING: &'static str = "no topic matches";
 
     async fn prepare() -> Self {
@@ -71,6 +71,10 @@ impl Log for Kafka {
             all.push((message.offset().unsigned_abs(), value));
         }
         all
+    }
+
+    async fn take_letters(&self, topic: &str) {
+        self.0.create_topic(topic, 1).await;
     }
 
     fn keys_at(&self, name: &str, address: Option<&str>) -> String {

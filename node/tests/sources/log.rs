@@ -39,6 +39,14 @@ pub trait Log: Sized {
     fn keys_at(&self, name: &str, address: Option<&str>) -> String;
     /// The same with credentials that the server refuses.
     fn wrong_keys(&self, name: &str) -> String;
+    /// The same for who may write there as well.
+    fn writing_keys(&self, name: &str) -> String {
+        self.keys(name)
+    }
+    /// From now on nothing can be written to the topic of dead letters; or nobody has made it.
+    async fn refuse_letters(&self, _topic: &str) {}
+    /// From now on it can.
+    async fn take_letters(&self, topic: &str);
     /// Words of the condition when the server refuses them.
     const REFUSED: &'static str;
     /// Words of the condition while there is no such log.

@@ -82,6 +82,12 @@ impl Log for Nats {
         all
     }
 
+    async fn take_letters(&self, topic: &str) {
+        let subjects = vec![topic.to_owned()];
+        let config = stream::Config { name: "letters".to_owned(), subjects, ..stream::Config::default() };
+        self.0.jetstream().await.create_stream(config).await.expect("a stream");
+    }
+
     fn keys_at(&self, name: &str, address: Option<&str>) -> String {
         let url = address.map_or_else(|| self.0.url(), |address| format!("nats://{address}"));
         let file = self.0.password_file();

@@ -80,6 +80,18 @@ impl Log for Redis {
         entries.into_iter().map(|(id, fields)| (position_of(&id), fields[1].clone())).collect()
     }
 
+    async fn refuse_letters(&self, topic: &str) {
+        run::<()>(&mut self.connection(), &["SET", topic, "no stream"]).expect("a key");
+    }
+
+    async fn take_letters(&self, topic: &str) {
+        run::<usize>(&mut self.connection(), &["DEL", topic]).expect("the key is deleted");
+    }
+
+    fn writing_keys(&self, name: &str) -> String {
+        self.keys(name).replace("reader:secret@", "writer:w@")
+    }
+
     fn keys_at(&self, name: &str, address: Option<&str>) -> String {
         let server = format!("127.0.0.1:{}", self.0.port);
         format!("url = \"redis://reader:secret@{}\"\nkeys = [{name:?}]\n", address.unwrap_or(&server))

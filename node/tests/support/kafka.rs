@@ -26,7 +26,9 @@ use std::{
 
 use rdkafka::{
     ClientConfig, ClientContext,
-    admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication},
+    admin::{
+        AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
+    },
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer},
     error::KafkaError,
@@ -249,6 +251,13 @@ impl KafkaBroker {
         let results = self.admin().create_topics([&topic], &options()).await.expect("create_topics");
         assert!(results.iter().all(Result::is_ok), "topic {name} cannot be created: {results:?}");
         self.wait_for_partitions(name, |count| count == usize::try_from(partitions).unwrap());
+    }
+
+    /// Says what the broker deletes of a topic: `delete` or `compact`.
+    pub async fn set_cleanup(&self, topic: &str, policy: &str) {
+        let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set("cleanup.policy", policy);
+        let results = self.admin().alter_configs([&change], &options()).await.expect("alter_configs");
+        assert!(results.iter().all(Result::is_ok), "{topic} cannot be changed: {results:?}");
     }
 
     /// Deletes topics, if there are any whose name begins so, and waits until they are gone.

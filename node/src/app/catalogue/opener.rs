@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tickmesh_protocol::policy::Retain;
 
 use crate::{
+    app::letters::Letters,
     config::SourceRole,
     ingest,
     ops::{health::Health, metrics::Registry},
@@ -16,11 +17,18 @@ pub(in crate::app) struct Opener {
     region: String,
     metrics: SourceMetrics,
     health: Health,
+    letters: Option<Letters>,
 }
 
 impl Opener {
-    pub(in crate::app) fn new(region: &str, registry: &Registry, health: &Health) -> Self {
-        Self { region: region.to_owned(), metrics: SourceMetrics::new(registry), health: health.clone() }
+    pub(in crate::app) fn new(
+        region: &str,
+        registry: &Registry,
+        health: &Health,
+        letters: Option<Letters>,
+    ) -> Self {
+        let metrics = SourceMetrics::new(registry);
+        Self { region: region.to_owned(), metrics, health: health.clone(), letters }
     }
 
     /// A source and its way into ingest; none, if it is not read in this region.
@@ -40,6 +48,7 @@ impl Opener {
         let retains_last =
             present.peek().is_some() && present.all(|route| route.config.policy.retain == Retain::Last);
         let condition = self.health.condition(format!("source {name}"));
+        let outbox = self.letters.as_ref().and_then(|letters| letters.outbox(config, &self.health));
         let source = config.clone().open(retains_last, &self.metrics, condition);
         let lane = ingest::Lane {
             routes: Arc::clone(routes),
@@ -48,6 +57,7 @@ impl Opener {
             reader: source.reader(),
             condition: self.health.condition(format!("ingest {name}")),
             lag: self.metrics.of(&name).lag,
+            outbox,
             source: name,
         };
         Some((lane, source))
@@ -57,5 +67,6 @@ impl Opener {
     pub(in crate::app) fn close(&self, name: &str) {
         self.health.forget(&format!("source {name}"));
         self.health.forget(&format!("ingest {name}"));
+        self.health.forget(&format!("dead letters {name}"));
     }
 }

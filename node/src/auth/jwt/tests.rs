@@ -31,7 +31,7 @@ fn config(algorithm: Algorithm, key: DecodingKey) -> JwtConfig {
 }
 
 fn open(config: &JwtConfig) -> Jwt {
-    Jwt::open(config, &ClaimNames::default(), CancellationToken::new()).unwrap()
+    Jwt::open(config, &ClaimNames::default(), &Registry::new(), CancellationToken::new()).unwrap()
 }
 
 fn hs256() -> Jwt {

@@ -1,10 +1,8 @@
 //! How long to wait before the next attempt, and at which edge it is made.
 
-use std::{
-    hash::{BuildHasher, RandomState},
-    time::Duration,
-};
+use std::time::Duration;
 
+use tickmesh::ops::backoff::chance;
 use tickmesh_protocol::client::CloseCode;
 
 /// What the first wait may be, doubled with each failure up to the last. Each is drawn between nothing and that (full jitter), so
@@ -33,7 +31,7 @@ impl Backoff {
         self.failures = self.failures.saturating_add(1);
         let patient = [CloseCode::Internal, CloseCode::Rate].map(CloseCode::code);
         let least = closed_with.filter(|code| patient.contains(code)).map_or(Duration::ZERO, |_| PAUSE);
-        least + ceiling.mul_f64(random())
+        least + ceiling.mul_f64(chance())
     }
 }
 
@@ -42,11 +40,6 @@ pub(super) fn is_final(code: u16) -> bool {
     [CloseCode::Protocol, CloseCode::NotUtf8, CloseCode::Policy, CloseCode::TooBig]
         .map(CloseCode::code)
         .contains(&code)
-}
-
-/// From 0.0 up to 1.0. Hash tables are seeded by chance, which is all that is needed here.
-pub(super) fn random() -> f64 {
-    (RandomState::new().hash_one(()) >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 #[cfg(test)]
@@ -65,7 +58,6 @@ mod tests {
         for code in [1011, 4429] {
             assert!(backoff.failed(STABLE, Some(code)) >= PAUSE);
         }
-        assert!(Vec::from_iter((0..20).map(|_| random().to_bits())).windows(2).any(|two| two[0] != two[1]));
     }
 
     #[test]

@@ -20,8 +20,10 @@ use tokio_tungstenite::{
     tungstenite::{self, Message, client::IntoClientRequest, http::StatusCode},
 };
 
+use tickmesh::ops::backoff::chance;
+
 use super::{
-    backoff::{Backoff, is_final, random},
+    backoff::{Backoff, is_final},
     credentials::Credentials,
     output::Output,
     positions_file::PositionsFile,
@@ -299,7 +301,7 @@ impl Follower {
                 self.output.note("the edge is draining");
                 // Until then it still delivers. Up to half as long again, so that its clients do not arrive together.
                 let wait =
-                    Duration::from_millis(reconnect_after).min(LONGEST_DRAIN).mul_f64(1.0 + random() / 2.0);
+                    Duration::from_millis(reconnect_after).min(LONGEST_DRAIN).mul_f64(1.0 + chance() / 2.0);
                 self.session.leave_at = Some(Instant::now() + wait);
             }
             _ => {}

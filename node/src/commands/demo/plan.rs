@@ -137,6 +137,7 @@ fn ingest_role(market: Market) -> IngestRole {
             tiers: ingest::Tiers::default(),
         }],
         routes: Vec::new(),
+        dead_letters: None,
         checkpoint_file: None,
         catalogue_file: None,
         catalogue_folder: None,

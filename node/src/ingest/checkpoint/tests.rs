@@ -134,10 +134,12 @@ fn a_folder_that_cannot_be_written_to_is_an_alarm_and_no_more() {
 }
 
 /// A small file system in memory, for as long as the value lives. Only root can have one.
-struct Tmpfs<'a>(&'a Path);
+/// A disk of its own.
+pub(in crate::ingest) struct Tmpfs<'a>(&'a Path);
 
 impl<'a> Tmpfs<'a> {
-    fn mount(on: &'a Path, options: &str) -> Option<Self> {
+    /// `None` where that is not allowed.
+    pub(in crate::ingest) fn mount(on: &'a Path, options: &str) -> Option<Self> {
         let mount = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(on).output();
         mount.is_ok_and(|mount| mount.status.success()).then_some(Self(on))
     }

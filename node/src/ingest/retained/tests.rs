@@ -200,6 +200,7 @@ impl Peer {
             reader: Arc::new(Nobody),
             condition: Health::default().condition("ingest engine"),
             lag: registry.gauge("lag", "Lag."),
+            outbox: None,
         };
         let parts = Parts {
             config: ingest::Config {

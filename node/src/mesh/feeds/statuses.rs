@@ -19,6 +19,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{FeedError, client::FeedClient};
+use crate::ops::backoff::{Backoff, chance};
 
 /// The first wait after a feed of statuses failed; each further one is twice as long. A peer that just starts needs no
 /// more.
@@ -90,13 +91,13 @@ pub(in crate::mesh) async fn exchange(
 
 /// Follows one publisher over one connection until it is aborted.
 async fn follow(client: FeedClient, publisher: PublisherKey, connection: u64, statuses: Arc<Statuses>) {
-    let mut wait = FIRST_WAIT;
+    let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
     loop {
         let ended = async {
             let mut reader = client.feed(publisher, FeedRequest::Status).await?;
             while let Some(frame) = reader.next().await? {
                 if let FeedFrame::Status(status) = frame {
-                    wait = FIRST_WAIT;
+                    backoff.succeeded();
                     statuses.put(publisher, connection, status);
                 }
             }
@@ -105,7 +106,6 @@ async fn follow(client: FeedClient, publisher: PublisherKey, connection: u64, st
         if let Err(error) = ended.await {
             tracing::debug!(?publisher, %error, "status of a publisher not to be had");
         }
-        sleep(wait).await;
-        wait = (wait * 2).min(LONGEST_WAIT);
+        sleep(backoff.failed(chance())).await;
     }
 }

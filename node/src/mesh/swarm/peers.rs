@@ -1,9 +1,6 @@
 //! Who is connected, who is dialed, who is muted or too slow.
 
-use std::{
-    hash::{BuildHasher, RandomState},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use libp2p::{
     Multiaddr, PeerId, identify, kad, ping,
@@ -17,6 +14,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use super::Node;
 use crate::{
     mesh::{behaviour::ROUTING_PROTOCOL, connections::AlreadyConnected, dialing::Dial},
+    ops::backoff::chance,
     ports::IngestInput,
 };
 
@@ -76,15 +74,15 @@ impl Node {
             DialError::LocalPeerId { .. } => self.dialer.is_myself(target),
             DialError::Denied { cause } if cause.downcast_ref::<AlreadyConnected>().is_some() => match peer {
                 Some(peer) => self.dialer.connected(peer, Some(target), now),
-                None => self.dialer.failed(target, now, jitter()),
+                None => self.dialer.failed(target, now, chance()),
             },
             DialError::WrongPeerId { obtained, .. } => {
                 tracing::warn!(?peer, %obtained, "another peer than configured answers");
-                self.dialer.failed(target, now, jitter());
+                self.dialer.failed(target, now, chance());
             }
             error => {
                 tracing::debug!(?peer, %error, "peer not reached");
-                self.dialer.failed(target, now, jitter());
+                self.dialer.failed(target, now, chance());
             }
         }
         if let Some(peer) = peer
@@ -117,7 +115,7 @@ impl Node {
     }
 
     pub(super) fn on_disconnected(&mut self, peer: PeerId) {
-        self.dialer.disconnected(peer, Instant::now(), jitter());
+        self.dialer.disconnected(peer, Instant::now(), chance());
         self.subscriptions.forget(&peer);
         self.held.forget(&peer);
         self.slow.remove(&peer);
@@ -254,10 +252,4 @@ impl Node {
     fn count_muted(&self) {
         self.metrics.muted.set(i64::try_from(self.penalties.muted()).unwrap_or(i64::MAX));
     }
-}
-
-/// 0.0 to 1.0, different each time and on each node; nothing secret hangs on it. The standard library seeds each
-/// `RandomState` from the system's randomness.
-fn jitter() -> f64 {
-    f64::from(RandomState::new().hash_one(()) as u32) / f64::from(u32::MAX)
 }

@@ -93,6 +93,22 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("check.crcs", "true"),
 ];
 
+/// How what is written is written: each record once, to all replicas in sync, at once; what takes longer is tried again from
+/// outside, where it is counted. The broker decides what is too large.
+const PRODUCER: &[(&str, &str)] = &[
+    ("enable.idempotence", "true"),
+    ("acks", "all"),
+    ("linger.ms", "0"),
+    ("message.timeout.ms", "5000"),
+    ("message.max.bytes", "100000000"),
+    ("compression.type", "lz4"),
+];
+
+/// Whether a setting is none of a producer's.
+fn of_consumers(key: &str) -> bool {
+    key.starts_with("fetch.") || key.starts_with("queued.") || key == "check.crcs"
+}
+
 /// What the client is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Use {
@@ -104,6 +120,12 @@ pub(super) enum Use {
     Reread,
     /// Looks at single records.
     Scan,
+    /// Writes dead letters, and puts records back.
+    Write,
+    /// Reads dead letters.
+    Letters,
+    /// Asks for the settings of topics.
+    Config,
 }
 
 impl Config {
@@ -132,7 +154,7 @@ impl Config {
     }
 
     /// Whether a topic is to be read.
-    pub(super) fn wants(&self, topic: &str) -> bool {
+    pub fn wants(&self, topic: &str) -> bool {
         self.topics.iter().any(|pattern| match pattern {
             TopicPattern::Name(name) => name == topic,
             TopicPattern::Matching(regex) => regex.is_match(topic),
@@ -154,21 +176,30 @@ impl Config {
     /// The settings of one client of the source called `source`.
     pub(super) fn client(&self, use_for: Use, source: &str) -> ClientConfig {
         let mut config = ClientConfig::new();
-        for (key, value) in DEFAULTS {
+        let writes = use_for == Use::Write;
+        let defaults = DEFAULTS.iter().filter(|(key, _)| !writes || !of_consumers(key));
+        for (key, value) in defaults {
             config.set(*key, *value);
         }
-        for (key, value) in &self.properties {
+        for (key, value) in self.properties.iter().filter(|(key, _)| !writes || !of_consumers(key)) {
             config.set(key, value);
         }
         config.set("bootstrap.servers", &self.brokers);
         config.set("client.id", format!("tickmesh-{source}-{}", use_for.suffix()));
+        if writes {
+            for (key, value) in PRODUCER {
+                config.set(*key, *value);
+            }
+            config.set_log_level(RDKafkaLogLevel::Error);
+            return config;
+        }
         config.set("allow.auto.create.topics", "false");
         config.set("enable.auto.commit", "false");
         config.set("enable.auto.offset.store", "false");
         config.set("isolation.level", "read_committed");
         // A position that is gone is an error to be told, never a silent jump.
         config.set("auto.offset.reset", "error");
-        if use_for != Use::Discovery {
+        if !matches!(use_for, Use::Discovery | Use::Config) {
             // librdkafka assigns partitions only to a client with a group. It is never joined and nothing is committed.
             config.set("group.id", "tickmesh");
         }
@@ -198,6 +229,9 @@ impl Use {
             Self::Discovery => "discovery",
             Self::Reread => "reread",
             Self::Scan => "scan",
+            Self::Write => "write",
+            Self::Letters => "letters",
+            Self::Config => "config",
         }
     }
 }

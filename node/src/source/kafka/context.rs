@@ -35,6 +35,8 @@ pub(super) struct Status {
     condition: Condition,
     /// The reading client said that it has no broker, and has not got one since.
     reading_down: AtomicBool,
+    /// Why brokers let nobody in, until one answers: a better reason than that nobody does.
+    refused: Mutex<Option<String>>,
     /// When an error of a client was logged last; as many as there are clients and error codes.
     logged: Mutex<HashMap<(&'static str, String), Instant>>,
     /// Partitions that have lost their end, by log and number, and how often; nearly always empty.
@@ -46,8 +48,8 @@ pub(super) struct Status {
 impl Status {
     pub(super) fn new(source: String, brokers: String, figures: Figures, condition: Condition) -> Self {
         let (reading_down, logged) = (AtomicBool::new(false), Mutex::default());
-        let (generations, starts) = (Mutex::default(), Mutex::default());
-        Self { source, brokers, figures, condition, reading_down, logged, generations, starts }
+        let (generations, starts, refused) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { source, brokers, figures, condition, reading_down, refused, logged, generations, starts }
     }
 
     /// Where reading is to begin.
@@ -82,13 +84,30 @@ impl Status {
     /// Not ready, for this reason; but a reading client without a broker is the better reason.
     pub(super) fn waiting(&self, reason: &str) {
         if !self.reading_down.load(Ordering::Relaxed) {
-            self.condition.waiting(format!("kafka {}: {reason}", self.brokers));
+            self.tell(reason);
         }
     }
 
     fn all_down(&self) {
         self.reading_down.store(true, Ordering::Relaxed);
-        self.condition.waiting(format!("kafka {}: all brokers down", self.brokers));
+        self.tell("all brokers down");
+    }
+
+    fn tell(&self, reason: &str) {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let reason = refused.as_deref().unwrap_or(reason);
+        self.condition.waiting(format!("kafka {}: {reason}", self.brokers));
+    }
+
+    /// A broker answers that it lets nobody in as whom it was shown, or is not who it should be.
+    fn refused(&self, words: &str, reason: &str) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(format!("{words}: {reason}"));
+        self.tell(words);
+    }
+
+    /// A broker let the client in.
+    pub(super) fn let_in(&self) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// A broker answered and partitions are assigned; the source is ready unless the reading client has no broker.
@@ -190,6 +209,13 @@ impl ClientContext for Context {
             return;
         }
         self.status.error(self.client, &error, reason);
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::Authentication) => {
+                self.status.refused("the broker refuses the credentials", reason);
+            }
+            Some(RDKafkaErrorCode::SSL) => self.status.refused("no TLS connection to the broker", reason),
+            _ => {}
+        }
         if self.reads && error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
             self.status.all_down();
         }

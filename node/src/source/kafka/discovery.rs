@@ -16,8 +16,9 @@ use rdkafka::{
 };
 use tokio::sync::mpsc;
 
-use self::answers::place;
+use self::answers::{place, young};
 use super::{
+    cleanup::{Cleanup, refusal},
     config::{Config, Use},
     context::{Context, Status, kind_of},
     describe::{Found, describe_topics},
@@ -49,6 +50,8 @@ pub(super) enum News {
     Restore { topic: Arc<str> },
     /// The answer to a question about [`Stuck`] partitions.
     Checked { checked: Vec<Checked>, complete: bool },
+    /// Where the partitions end that were asked for; or nothing, if nobody could say of all.
+    Ends { ends: Option<Vec<(Arc<str>, i32, i64)>> },
     /// The answer to a [`Probe`]: which are empty, and which could not be looked at. The others hold a record.
     Probed { empty: Vec<Probe>, unknown: Vec<Probe> },
 }
@@ -58,6 +61,8 @@ pub(super) enum News {
 pub(super) enum Asked {
     Stuck(Vec<Stuck>),
     Probe(Vec<Probe>),
+    /// Where partitions end.
+    Ends(Vec<(Arc<str>, i32)>),
 }
 
 /// A partition, and where reading of it begins.
@@ -65,6 +70,8 @@ pub(super) enum Asked {
 pub(super) struct Placed {
     pub(super) partition: i32,
     pub(super) at: At,
+    /// The topic has grown by it: older records of its keys may be in other partitions.
+    pub(super) young: bool,
 }
 
 /// Whether there is a record from `next` on, before `until`.
@@ -112,6 +119,9 @@ pub(super) struct Discovery {
     initial: Option<BTreeSet<(String, i32)>>,
     /// Named topics that did not exist in the last round.
     missing: BTreeSet<String>,
+    cleanup: Cleanup,
+    /// Topics that were refused in the last round.
+    refused: BTreeSet<String>,
 }
 
 /// Why a round did not end well.
@@ -126,6 +136,7 @@ struct Stopped;
 impl Discovery {
     pub(super) fn new(
         config: Config,
+        cleanup: Cleanup,
         status: Arc<Status>,
         news: mpsc::Sender<News>,
     ) -> Result<Self, KafkaError> {
@@ -140,6 +151,8 @@ impl Discovery {
             known: HashMap::new(),
             initial: None,
             missing: BTreeSet::new(),
+            cleanup,
+            refused: BTreeSet::new(),
         })
     }
 
@@ -152,6 +165,7 @@ impl Discovery {
                     let answered = match asked {
                         Asked::Stuck(stuck) => self.answer(stuck),
                         Asked::Probe(probes) => self.probe(probes),
+                        Asked::Ends(places) => self.tell_ends(&places),
                     };
                     if answered.is_err() {
                         return;
@@ -162,7 +176,13 @@ impl Discovery {
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             next_round = Instant::now() + POLL_INTERVAL;
-            match self.round() {
+            self.status.figures.circuit.tries();
+            let round = self.round();
+            self.status.figures.circuit.note(round.is_ok());
+            if round.is_ok() {
+                self.status.let_in();
+            }
+            match round {
                 Ok(Ok(())) => {}
                 Ok(Err(Stopped)) => return,
                 Err(error) => self.fail(&error),
@@ -203,6 +223,7 @@ impl Discovery {
             }
         }
         self.remember_initial(&present);
+        let refused = self.refuse(&mut present)?;
         if let Err(stopped) = self.revoke_missing(&present, &unsure) {
             return Ok(Err(stopped));
         }
@@ -211,8 +232,9 @@ impl Discovery {
                 return Ok(Err(stopped));
             }
         }
-        self.tell_missing(&present, &unsure);
-        self.tell_health(unsure.first());
+        let there = || present.iter().map(|(topic, _)| topic).chain(&unsure).chain(&refused);
+        self.tell_missing(&there().map(String::as_str).collect());
+        self.tell_health(unsure.first(), refused.first());
         Ok(Ok(()))
     }
 
@@ -298,6 +320,7 @@ impl Discovery {
             assigned: BTreeSet::new(),
             gone_since: None,
         });
+        let young = young(&self.client, &self.status, topic, known, found);
         let mut partitions = Vec::new();
         for partition in found.partitions.iter().filter(|partition| !known.assigned.contains(partition)) {
             if self.news.is_closed() {
@@ -319,7 +342,7 @@ impl Discovery {
                 });
             match placed {
                 Ok(placed) => {
-                    partitions.push(placed);
+                    partitions.push(Placed { young: young.has(*partition), ..placed });
                     if let Some(all) = &mut self.initial {
                         all.remove(&initial);
                     }
@@ -338,8 +361,49 @@ impl Discovery {
             return Ok(());
         }
         known.assigned.extend(partitions.iter().map(|placed| placed.partition));
+        let grown = partitions.iter().filter(|placed| young.grown.contains(&placed.partition)).count();
+        if grown > 0 {
+            let partitions = known.assigned.len();
+            tracing::error!(
+                source = self.status.source,
+                topic,
+                partitions,
+                new = grown,
+                "topic has more partitions than before: keys move, and their streams go on in other epochs"
+            );
+            self.status.figures.grown.inc();
+        }
         let name: Arc<str> = topic.into();
         tell(&self.news, News::Assign { topic: name, log: known.log.clone(), partitions })
+    }
+
+    /// Takes away topics that must not be read as they are, and gives their names.
+    fn refuse(&mut self, present: &mut Vec<(String, Found)>) -> Result<BTreeSet<String>, RoundError> {
+        let (status, topics) = (self.status.clone(), present.iter().map(|(topic, _)| topic.as_str()));
+        let context = || Context::new("config", status, false);
+        let denied = self.cleanup.look(&self.config, context, &self.status.source, topics);
+        let denied = denied.map_err(|error| RoundError {
+            code: error.rdkafka_error_code(),
+            reason: format!("cannot ask for the settings of topics: {error}"),
+        })?;
+        if let Some(topic) = denied.first().filter(|topic| !self.known.contains_key(**topic)) {
+            tracing::warn!(
+                source = self.status.source,
+                topic,
+                "whether the topic is compacted is not known: the user may not describe its configuration"
+            );
+        }
+        let refused: BTreeSet<String> = present
+            .iter()
+            .filter(|(topic, _)| self.cleanup.refuses(topic))
+            .map(|(topic, _)| topic.clone())
+            .collect();
+        present.retain(|(topic, _)| !refused.contains(topic));
+        for topic in refused.iter().filter(|topic| !self.refused.contains(*topic)) {
+            tracing::error!(source = self.status.source, "{}", refusal(topic));
+        }
+        self.refused.clone_from(&refused);
+        Ok(refused)
     }
 
     /// Tells that a topic is back, or that another has taken its name.
@@ -368,18 +432,20 @@ impl Discovery {
     }
 
     /// Logs which of the topics that are named do not exist, when that changes. They may come later.
-    fn tell_missing(&mut self, present: &[(String, Found)], unsure: &BTreeSet<String>) {
-        let there = |name: &str| unsure.contains(name) || present.iter().any(|(topic, _)| topic == name);
+    fn tell_missing(&mut self, there: &BTreeSet<&str>) {
         let missing: BTreeSet<String> =
-            self.config.names().filter(|name| !there(name)).map(str::to_owned).collect();
+            self.config.names().filter(|name| !there.contains(name)).map(str::to_owned).collect();
         if missing != self.missing && !missing.is_empty() {
             tracing::warn!(source = self.status.source, ?missing, "topics do not exist yet");
         }
         self.missing = missing;
     }
 
-    fn tell_health(&self, unsure: Option<&String>) {
+    fn tell_health(&self, unsure: Option<&String>, refused: Option<&String>) {
         let reads = self.known.values().any(|known| known.gone_since.is_none() && !known.assigned.is_empty());
+        if let Some(topic) = refused {
+            return self.status.waiting(&refusal(topic));
+        }
         match unsure {
             Some(topic) => self.status.waiting(&format!("topic {topic} cannot be looked at")),
             None if reads => self.status.answered(),

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
+    time::Instant,
 };
 
 use rdkafka::{
@@ -12,6 +13,7 @@ use tickmesh_protocol::Epoch;
 
 use super::{
     discovery::{Placed, Probe, Stuck},
+    holding::YOUNG_FOR,
     numbering::epoch_of,
     reading::record_of,
     term::{set_term, term_of},
@@ -43,8 +45,23 @@ pub(super) struct Partition {
     pub(super) next: i64,
     /// The leader epoch of the last record.
     term: Option<u32>,
-    /// Where the log ended when reading began, until that is reached.
+    /// Where the log ended when reading began, or when it was asked for again, until that is reached.
     goal: Option<i64>,
+    /// Until then its records are held back until older partitions are read, as `holding.rs` tells.
+    young_until: Option<Instant>,
+    /// Records that are.
+    held: usize,
+}
+
+impl Partition {
+    fn is_young(&self, now: Instant) -> bool {
+        self.young_until.is_some_and(|until| now < until)
+    }
+
+    /// Whether young partitions wait for it.
+    fn is_elder(&self, now: Instant) -> bool {
+        self.held == 0 && !self.is_young(now)
+    }
 }
 
 impl Partitions {
@@ -54,7 +71,11 @@ impl Partitions {
             .topics
             .entry(topic.clone())
             .or_insert_with(|| Topic { gone: false, partitions: BTreeMap::new() });
-        let Placed { partition, at } = placed;
+        let Placed { partition, at, young } = placed;
+        let young_until = match state.partitions.get(&partition) {
+            Some(before) => before.young_until,
+            None => young.then(|| Instant::now() + YOUNG_FOR),
+        };
         let epoch = epoch_of(log, partition, at.generation);
         let new = Partition {
             epoch,
@@ -63,6 +84,8 @@ impl Partitions {
             next: at.next,
             term: at.term,
             goal: Some(at.high),
+            young_until,
+            held: 0,
         };
         let before = state.partitions.insert(partition, new);
         self.behind += usize::from(before.is_none_or(|before| before.goal.is_none()));
@@ -89,8 +112,8 @@ impl Partitions {
         }
     }
 
-    /// Makes a record of a message, unless it is one that came before.
-    pub(super) fn take(&mut self, message: &BorrowedMessage<'_>) -> Option<Record> {
+    /// Makes a record of a message, unless it is one that came before; and whether it is to be held back.
+    pub(super) fn take(&mut self, message: &BorrowedMessage<'_>) -> Option<(Record, bool)> {
         let (topic, _) = self.topics.get_key_value(message.topic())?;
         let topic = topic.clone();
         let at = self.topics.get_mut(&topic)?.partitions.get_mut(&message.partition())?;
@@ -99,7 +122,62 @@ impl Partitions {
         }
         at.next = message.offset().saturating_add(1);
         at.term = term_of(message);
-        Some(record_of(message, topic, at.epoch))
+        let held = at.young_until.is_some() && (at.held > 0 || at.is_young(Instant::now()));
+        at.held += usize::from(held);
+        Some((record_of(message, topic, at.epoch), held))
+    }
+
+    /// Records that were held back are handed on.
+    pub(super) fn let_go(&mut self, records: &[Record]) {
+        for record in records {
+            let topic = self.topics.get_mut(&record.topic);
+            let at = i32::try_from(record.partition).ok().and_then(|at| topic?.partitions.get_mut(&at));
+            if let Some(at) = at {
+                at.held = at.held.saturating_sub(1);
+            }
+        }
+    }
+
+    /// The older partitions of topics of which records are held back.
+    fn elders(&self) -> impl Iterator<Item = (&Arc<str>, i32, &Partition)> {
+        let now = Instant::now();
+        let holds = |topic: &Topic| topic.partitions.values().any(|at| at.held > 0);
+        self.there().filter(move |(_, topic)| holds(topic)).flat_map(move |(name, topic)| {
+            let elders = topic.partitions.iter().filter(move |(_, at)| at.is_elder(now));
+            elders.map(move |(partition, at)| (name, *partition, at))
+        })
+    }
+
+    /// Whose ends are to be asked for before what is held back may be handed on.
+    pub(super) fn elder_places(&self) -> Vec<(Arc<str>, i32)> {
+        self.elders().map(|(topic, partition, _)| (topic.clone(), partition)).collect()
+    }
+
+    /// Where partitions end now: they are read up to there.
+    pub(super) fn set_goals(&mut self, ends: &[(Arc<str>, i32, i64)]) {
+        for (topic, partition, end) in ends {
+            let at = self.topics.get_mut(topic).and_then(|topic| topic.partitions.get_mut(partition));
+            if let Some(at) = at.filter(|at| at.next < *end) {
+                self.behind += usize::from(at.goal.is_none());
+                at.goal = Some(at.goal.map_or(*end, |goal| goal.max(*end)));
+            }
+        }
+    }
+
+    /// Whether the older partitions have come to the ends that were asked for.
+    pub(super) fn elders_ended(&self) -> bool {
+        self.elders().all(|(_, _, at)| at.goal.is_none())
+    }
+
+    /// What records may be held back of, as a list for the client.
+    pub(super) fn list_young(&self) -> KafkaResult<TopicPartitionList> {
+        let mut list = TopicPartitionList::new();
+        for (topic, state) in self.there() {
+            for (partition, at) in state.partitions.iter().filter(|(_, at)| at.young_until.is_some()) {
+                put(&mut list, topic, *partition, at)?;
+            }
+        }
+        Ok(list)
     }
 
     /// The topic is not there any more. Whether it was until now.
@@ -152,7 +230,8 @@ impl Partitions {
             return events;
         }
         let partitions = self.topics.values_mut().flat_map(|topic| topic.partitions.values_mut());
-        for at in partitions.filter(|at| at.goal.is_some_and(|goal| at.next >= goal)) {
+        // Not before its records are.
+        for at in partitions.filter(|at| at.held == 0 && at.goal.is_some_and(|goal| at.next >= goal)) {
             at.goal = None;
             events.push(SourceEvent::Reached { epoch: at.epoch, position: at.next.unsigned_abs() });
         }

@@ -26,6 +26,7 @@ use super::{
     config::{Config, Use},
     context::{Context, Status},
     discovery::{Asked, Checked, News, Placed},
+    holding::Holding,
     numbering::{At, Extent, move_on},
     partitions::Partitions,
     term::term_of,
@@ -68,6 +69,9 @@ pub(super) struct Reading {
     news: mpsc::Receiver<News>,
     questions: SyncSender<Asked>,
     question: Question,
+    holding: Holding,
+    /// Young partitions are not read until there is room for what is held.
+    paused: bool,
     /// Numbers of partitions that ended, and nobody has been asked about yet.
     ended: BTreeSet<i32>,
     /// Not before this: where one topic is read live and another is far behind, ends are told all the time.
@@ -131,6 +135,8 @@ impl Reading {
             news,
             questions,
             question: Question::None,
+            holding: Holding::new(Instant::now()),
+            paused: false,
             ended: BTreeSet::new(),
             probe_at: Instant::now(),
         })
@@ -156,6 +162,9 @@ impl Reading {
         if !records.is_empty() {
             self.hand_on(records, output)?;
         }
+        if !self.holding.is_empty() {
+            self.let_go(output)?;
+        }
         for reached in self.partitions.reached() {
             output.send(reached)?;
         }
@@ -173,6 +182,54 @@ impl Reading {
         Ok(())
     }
 
+    /// Hands on what was held back, once older partitions are read up to where they ended since.
+    fn let_go(&mut self, output: &Output) -> Result<(), Stopped> {
+        let now = Instant::now();
+        if self.holding.asks(now) {
+            match self.questions.try_send(Asked::Ends(self.partitions.elder_places())) {
+                Ok(()) => self.holding.asked(),
+                Err(_) => self.holding.failed(now),
+            }
+        }
+        let released = self.holding.release(self.partitions.elders_ended(), now);
+        self.hand_on_held(&released, output)?;
+        let pause = self.holding.is_full();
+        if pause != self.paused && (pause || self.holding.is_empty()) {
+            self.pause_young(pause);
+        }
+        Ok(())
+    }
+
+    /// What it waits for will not come.
+    fn let_all_go(&mut self, output: &Output) -> Result<(), Stopped> {
+        let all = self.holding.take_all(Instant::now());
+        self.hand_on_held(&all, output)?;
+        if self.paused {
+            self.pause_young(false);
+        }
+        Ok(())
+    }
+
+    fn hand_on_held(&mut self, records: &[Record], output: &Output) -> Result<(), Stopped> {
+        self.partitions.let_go(records);
+        for records in records.chunks(MAX_BATCH_RECORDS) {
+            self.hand_on(records.to_vec(), output)?;
+        }
+        Ok(())
+    }
+
+    fn pause_young(&mut self, pause: bool) {
+        self.paused = pause;
+        let list = self.partitions.list_young();
+        let done = list.and_then(|list| match pause {
+            true => self.consumer.pause(&list),
+            false => self.consumer.resume(&list),
+        });
+        if let Err(error) = done {
+            self.status.error("live", &error, "cannot pause young partitions, or go on with them");
+        }
+    }
+
     /// Waits for a record, then takes all that are there.
     fn poll_batch(&mut self) -> Vec<Record> {
         let mut records = Vec::new();
@@ -183,9 +240,16 @@ impl Reading {
             match self.consumer.poll(wait) {
                 None => break,
                 Some(Ok(message)) => {
-                    if let Some(record) = self.partitions.take(&message) {
+                    if let Some((record, held)) = self.partitions.take(&message) {
                         bytes += record.bytes();
-                        records.push(record);
+                        if held {
+                            self.holding.hold(record);
+                            if self.holding.is_full() {
+                                break;
+                            }
+                        } else {
+                            records.push(record);
+                        }
                     }
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
@@ -230,6 +294,7 @@ impl Reading {
         match news {
             News::Assign { topic, log, partitions } => self.add(&topic, &log, &partitions, output)?,
             News::Revoke { topic, forget } => {
+                self.let_all_go(output)?;
                 self.unassign(&topic);
                 if forget {
                     self.status.forgotten(self.partitions.forget(&topic));
@@ -239,7 +304,15 @@ impl Reading {
                 self.partitions.come_back(&topic);
                 self.assign_more(self.partitions.list_of(&topic));
             }
-            News::Checked { checked, complete } => self.repair(checked, complete, output)?,
+            News::Checked { checked, complete } => {
+                self.let_all_go(output)?;
+                self.repair(checked, complete, output)?;
+            }
+            News::Ends { ends: Some(ends) } => {
+                self.partitions.set_goals(&ends);
+                self.holding.answered();
+            }
+            News::Ends { ends: None } => self.holding.failed(Instant::now()),
             News::Probed { empty, unknown } => {
                 for probe in &empty {
                     self.partitions.emptied(probe);
@@ -360,7 +433,11 @@ impl Reading {
             };
             tell_lost(&self.status, &stuck.topic, partition, at, extent, moved);
             self.status.set_generation(&log, partition, moved.generation);
-            output.send(self.partitions.add(&stuck.topic, &log, Placed { partition, at: moved }))?;
+            output.send(self.partitions.add(
+                &stuck.topic,
+                &log,
+                Placed { partition, at: moved, young: false },
+            ))?;
         }
         for reached in self.partitions.reached() {
             output.send(reached)?;

@@ -25,16 +25,21 @@ use super::{
     link::{Ended, Link, Trouble},
 };
 use crate::{
-    ops::{health::Condition, metrics::now_us},
-    source::{LogReader, ReadError, Record, Source, SourceEvent, Starts, Stretch, metrics::SourceMetrics},
+    ops::{
+        backoff::{Backoff, chance},
+        health::Condition,
+        metrics::now_us,
+    },
+    source::{
+        LogReader, ReadError, Record, Source, SourceEvent, Starts, Stretch,
+        metrics::{LONGEST_PAUSE, SourceMetrics},
+    },
 };
 
 /// How a sequence is made of a position; part of the epoch.
 const RULE: &str = "count";
-/// Pause before a lost connection is made again, in which everything is missed.
-const PAUSE: Duration = Duration::from_millis(100);
-/// And while the server refuses it.
-const LONG_PAUSE: Duration = Duration::from_secs(1);
+/// Pause before a lost connection is made again, in which everything is missed; it doubles while the server refuses it.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Most records handed on at once.
 const MAX_BATCH_RECORDS: usize = 512;
 /// Messages that may wait for ingest; what is above ends the connection, and is told. A fast market's tenth of a second.
@@ -71,7 +76,8 @@ impl Core {
     }
 
     async fn listen(&self, output: &mpsc::Sender<SourceEvent>) -> Result<(), Ended> {
-        let link = Link::connect(&self.config.access, &self.status, "core").await?;
+        self.status.figures.circuit.tries();
+        let link = Link::connect(&self.config.access, &self.status.source, "core").await?;
         // Before anything comes, so that nothing piles up while ingest takes nothing.
         self.begin(output).await?;
         let unheard = |error: &dyn std::fmt::Display| Trouble::request("subscribe", error);
@@ -186,9 +192,13 @@ impl Source for Core {
                 "core NATS keeps nothing: what is missed is lost, nothing can be read again, and only one ingest peer may read it"
             );
             let listening = async {
+                let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
                 while let Err(Ended::Trouble(trouble)) = self.listen(&output).await {
                     self.status.trouble(&trouble);
-                    sleep(if matches!(trouble.kind, "lost" | "slow") { PAUSE } else { LONG_PAUSE }).await;
+                    if matches!(trouble.kind, "lost" | "slow") {
+                        backoff.succeeded();
+                    }
+                    sleep(backoff.failed(chance())).await;
                 }
             };
             tokio::select! {

@@ -17,10 +17,7 @@ use async_nats::{
 };
 use tokio::sync::watch;
 
-use super::{
-    Status,
-    config::{Access, Login},
-};
+use super::config::{Access, Login};
 use crate::key_file;
 
 /// Longest wait for a connection, and for one answer. The source tries again at once, and an operator should soon learn why.
@@ -83,13 +80,13 @@ pub(super) struct Link {
 
 impl Link {
     /// Connects. `purpose` tells the connections of a source apart in the server's lists.
-    pub(super) async fn connect(access: &Access, status: &Status, purpose: &str) -> Result<Self, Trouble> {
+    pub(super) async fn connect(access: &Access, source: &str, purpose: &str) -> Result<Self, Trouble> {
         let options = login(access).await?;
         let (tell, lost) = watch::channel(false);
         let said = watch::Sender::new(None);
         let heard = said.clone();
         let options = options
-            .name(format!("tickmesh-{}-{purpose}", status.source))
+            .name(format!("tickmesh-{source}-{purpose}"))
             .connection_timeout(CONNECT_TIMEOUT)
             .request_timeout(Some(REQUEST_TIMEOUT))
             .ping_interval(PING_INTERVAL)

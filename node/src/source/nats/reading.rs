@@ -22,11 +22,13 @@ use super::{
     numbering::{At, Extent, Stored, epoch_of, known, move_on},
     place_of, record_of,
 };
-use crate::source::{Record, SourceEvent, Start, Starts};
+use crate::{
+    ops::backoff::{Backoff, chance},
+    source::{Record, SourceEvent, Start, Starts, metrics::LONGEST_PAUSE},
+};
 
-/// Pause after a session that failed, and the longest, to which it doubles: a server that is back is found within a second.
-const LEAST_PAUSE: Duration = Duration::from_millis(50);
-const MOST_PAUSE: Duration = Duration::from_secs(1);
+/// Pause after a session that failed; it doubles up to the longest, so that a server that is back is found within a second.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// How often is looked for a stream that is not there, or cannot be read as it is.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How often is looked what became of the stream that is read, and how far it is.
@@ -116,18 +118,20 @@ impl Reading {
 
     /// Reads until nobody listens.
     pub(super) async fn run(mut self) {
-        let mut pause = LEAST_PAUSE;
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         while let Err(Ended::Trouble(trouble)) = self.session().await {
             self.status.trouble(&trouble);
-            pause =
-                if std::mem::take(&mut self.had_read) { LEAST_PAUSE } else { (pause * 2).min(MOST_PAUSE) };
-            sleep(pause).await;
+            if std::mem::take(&mut self.had_read) {
+                backoff.succeeded();
+            }
+            sleep(backoff.failed(chance())).await;
         }
     }
 
     /// Connects, finds where to go on, and reads until something is wrong. Never ends well.
     async fn session(&mut self) -> Result<(), Ended> {
-        let link = Link::connect(&self.config.access, &self.status, "live").await?;
+        self.status.figures.circuit.tries();
+        let link = Link::connect(&self.config.access, &self.status.source, "live").await?;
         let info = self.find(&link).await?;
         let compacted = is_compacted(&info.config);
         let log = log_of(&info);

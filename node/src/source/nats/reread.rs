@@ -43,7 +43,7 @@ impl Reader {
         let reading = async {
             let link = match usable {
                 Some(link) => link,
-                None => Link::connect(&self.config.access, &self.status, "reread")
+                None => Link::connect(&self.config.access, &self.status.source, "reread")
                     .await
                     .map_err(|t| self.trouble(&t))?,
             };

@@ -22,6 +22,11 @@ impl Entry {
         pairs.find(|pair| pair[0] == name.as_bytes()).map(|pair| &pair[1])
     }
 
+    /// All names with their values.
+    pub(super) fn pairs(&self) -> impl Iterator<Item = (&Bytes, &Bytes)> {
+        self.fields.chunks_exact(2).map(|pair| (&pair[0], &pair[1]))
+    }
+
     pub(super) fn bytes(&self) -> usize {
         self.fields.iter().map(Bytes::len).sum()
     }

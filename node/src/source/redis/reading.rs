@@ -26,7 +26,10 @@ use super::{
     numbering::{Info, REMEMBERED, Verdict},
     status::Status,
 };
-use crate::source::SourceEvent;
+use crate::{
+    ops::backoff::{Backoff, chance},
+    source::{SourceEvent, metrics::LONGEST_PAUSE},
+};
 
 /// How often the server is asked how its streams are: what was deleted or came back is noticed within this.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
@@ -34,9 +37,8 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// second.
 const BLOCK: Duration = Duration::from_millis(250);
 const _: () = assert!(BLOCK.as_millis() <= MAX_BLOCK.as_millis());
-/// The pause after a lost connection, doubled with each failure up to the last: a server that is back is found within a second.
+/// The pause after a lost connection; it doubles up to the longest, so that a server that is back is found within a second.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Redirections that are followed one after the other before it pauses: one is usual, two while slots move.
 const MAX_REDIRECTIONS: u32 = 4;
 /// Most entries of each stream that are read at once, and how many at first.
@@ -103,15 +105,17 @@ impl Reading {
 
     /// Reads until nobody listens any more.
     pub(super) async fn run(mut self) {
-        let (mut failures, mut redirections) = (0_u32, 0);
+        let (mut backoff, mut redirections) = (Backoff::new(FIRST_PAUSE, LONGEST_PAUSE), 0);
         loop {
             let begun = Instant::now();
-            let trouble = match self.session(failures).await {
+            self.status.figures.circuit.tries();
+            let trouble = match self.session(backoff.failures()).await {
                 Halt::Ended => return,
                 Halt::Trouble(trouble) => trouble,
             };
             if begun.elapsed() > LONGEST_PAUSE {
-                (failures, redirections) = (0, 0);
+                backoff.succeeded();
+                redirections = 0;
             }
             if self.redirect(&trouble) && redirections < MAX_REDIRECTIONS {
                 redirections += 1;
@@ -119,9 +123,7 @@ impl Reading {
             }
             tracing::debug!(source = self.status.source, %trouble, "lost a server");
             self.status.trouble(self.task, &trouble);
-            let pause = FIRST_PAUSE.saturating_mul(1 << failures.min(10)).min(LONGEST_PAUSE);
-            failures += 1;
-            tokio::time::sleep(pause).await;
+            tokio::time::sleep(backoff.failed(chance())).await;
         }
     }
 
@@ -201,6 +203,7 @@ impl Reading {
     }
 
     fn tell(&self, server: &str, fault: Option<String>, took: Duration) {
+        self.status.figures.circuit.note(true);
         self.status.tell(self.task, |task| {
             task.trouble = fault;
             task.server = Some(server.to_owned());

@@ -113,6 +113,7 @@ impl Status {
     /// A task got into trouble.
     pub(super) fn trouble(&self, task: usize, trouble: &Trouble) {
         self.figures.error(trouble.kind());
+        self.figures.circuit.note(false);
         self.tell(task, |task| {
             task.trouble = Some(trouble.to_string());
             task.server = None;
