@@ -20,7 +20,7 @@ use super::{
 };
 
 /// How old an answer may be: a topic that is changed is noticed within this.
-const ASK_EVERY: Duration = Duration::from_secs(10);
+const ASK_EVERY: Duration = Duration::from_secs(5);
 /// The setting that says it.
 const POLICY: &str = "cleanup.policy";
 
