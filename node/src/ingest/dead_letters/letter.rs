@@ -177,7 +177,8 @@ fn told_at_once(reasons: &[String]) -> String {
         }
         told.push_str(reason);
         if told.len() > MAX_REASON_BYTES {
-            told.truncate(told.floor_char_boundary(MAX_REASON_BYTES));
+            let end = (0..=MAX_REASON_BYTES).rfind(|end| told.is_char_boundary(*end));
+            told.truncate(end.unwrap_or(0));
             break;
         }
     }
