@@ -28,7 +28,7 @@ fn start<L: Log>(log: &L, network: &Network, names: &[&str], publishers: &[Strin
         log.writing_keys(TOPIC)
     );
     let mut bootstrap = Vec::new();
-    let mut start = |name: &&str| {
+    let start = |name: &&str| {
         let (roles, more) =
             if name.starts_with("edge") { ("[\"edge\"]", "") } else { ("[\"ingest\"]", more.as_str()) };
         let role = Role { name, region: "eu-west", roles, ports: Ports::default(), node: "", ops: "", more };
@@ -36,7 +36,7 @@ fn start<L: Log>(log: &L, network: &Network, names: &[&str], publishers: &[Strin
         bootstrap.push(node.mesh.clone());
         node
     };
-    names.iter().map(|name| start(name)).collect()
+    names.iter().map(start).collect()
 }
 
 fn waits_for(peer: &Node, metric: &str, value: u32) {
