@@ -163,7 +163,7 @@ impl Opened {
         let journal =
             Journal::open(&self.letters.journal).context("cannot open the journal of what was put back")?;
         // As at ingest: programs may need a deep stack.
-        let tried = std::thread::scope(|scope| {
+        std::thread::scope(|scope| {
             let tried =
                 std::thread::Builder::new().stack_size(jq::STACK_BYTES).spawn_scoped(scope, || {
                     let mut routes = HashMap::new();
@@ -196,8 +196,7 @@ impl Opened {
                     })
                 })?;
             tried.join().map_err(|_| anyhow::anyhow!("a route failed"))?
-        });
-        tried
+        })
     }
 
     /// What puts records back, by source.
