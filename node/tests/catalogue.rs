@@ -123,12 +123,14 @@ impl Rig {
 
     fn connect(&self) -> Client {
         let (socket, _) = self.runtime.block_on(connect_async(self.edge.url())).unwrap();
-        Client { socket, latencies: Vec::new(), events: BTreeMap::new() }
+        Client { socket, said: None, latencies: Vec::new(), events: BTreeMap::new() }
     }
 }
 
 struct Client {
     socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    /// The last message that was no data.
+    said: Option<Value>,
     /// Microseconds from the record to here, of the streams whose route does not change.
     latencies: Vec<u64>,
     /// Sequence, previous and data of each stream.
@@ -145,7 +147,10 @@ impl Client {
         let message = timeout(DEADLINE, self.socket.next()).await.expect("the edge says something");
         let Message::Text(text) = message.expect("the connection stays open").unwrap() else { return None };
         let message: Value = serde_json::from_str(&text).unwrap();
-        let Some(stream) = message["stream"].as_str() else { return Some(message) };
+        let Some(stream) = message["stream"].as_str() else {
+            self.said = Some(message.clone());
+            return Some(message);
+        };
         let event =
             (message["sequence"].as_u64().unwrap(), message["previous"].as_u64(), message["data"].clone());
         if let Some(written) = event.2["t"].as_u64() {
@@ -183,7 +188,7 @@ impl Client {
         };
         if timeout(DEADLINE, receive).await.is_err() {
             let counts: BTreeMap<_, _> = self.events.iter().map(|(of, events)| (of, events.len())).collect();
-            panic!("waited in vain until {what}; received so far: {counts:?}");
+            panic!("waited in vain until {what}; received so far: {counts:?}; said last: {:?}", self.said);
         }
     }
 
@@ -335,6 +340,9 @@ fn routes_change_under_load_and_the_others_flow_on() {
         rig.ingest[alone].restart();
         rig.ingest[alone].wait_ready();
         rig.ingest[1 - alone].kill();
+        // Nor does the edge remember anything.
+        rig.edge.restart();
+        rig.edge.wait_ready();
         let mut late = rig.connect();
         rig.runtime.block_on(late.send(json!({"action": "resume", "id": 2, "positions": positions})));
         rig.runtime.block_on(late.until("everything is there again", |events| {

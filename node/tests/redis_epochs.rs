@@ -228,7 +228,7 @@ async fn a_long_quiet_stream_is_read_again_in_few_steps() {
     let log = Log {
         source: "engine".to_owned(),
         reader: source.reader.clone(),
-        routes: Arc::<[RouteConfig]>::from([]),
+        routes: Arc::from([]),
         channels: None,
     };
     let stop = CancellationToken::new();
