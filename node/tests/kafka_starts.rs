@@ -23,7 +23,7 @@ use tickmesh::{
     ingest::rescan::{Log, Rescan, RescanError, Wanted},
     ops::metrics::Registry,
     source::{Place, ReadError, Starts},
-    transform::{Makes, RouteConfig},
+    transform::{Makes, RouteConfig, table::fixed},
 };
 use tickmesh_protocol::{Epoch, Previous, checkpoint::PartitionState};
 use tokio_util::sync::CancellationToken;
@@ -249,7 +249,7 @@ async fn the_log_is_read_again_once_for_all_who_wait() {
     let log = Log {
         source: "engine".into(),
         reader: source.reader.clone(),
-        routes: [route].into(),
+        routes: fixed(&[route]),
         channels: None,
     };
     let private = Arc::new(HashSet::new());

@@ -22,7 +22,6 @@ use tickmesh::{
     ingest::rescan::{Log, Rescan, Wanted},
     ops::metrics::Registry,
     source::Starts,
-    transform::RouteConfig,
 };
 use tickmesh_protocol::Previous;
 use tokio_util::sync::CancellationToken;
