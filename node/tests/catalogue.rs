@@ -388,6 +388,11 @@ fn what_is_wrong_is_refused_whole() {
             &[],
             "source \"engine\" is in the peer's configuration file",
         ),
+        (
+            source(&rig.redis, "more", &["market.x"]) + "password_file = \"../secret\"",
+            &[],
+            "is not in the folder of the peer's configuration",
+        ),
         ("[[source]]\nname = \"more\"\nkind = \"tape\"".into(), &[], "\"tape\" is no kind of source"),
     ] {
         let refused = rig.change(0, &format!("{good}{bad}"), arguments).unwrap_err();

@@ -378,6 +378,10 @@ pub enum Answer {
         reason: String,
         busy: bool,
     },
+    /// It has read on beyond a position; one further ahead may do.
+    Beyond {
+        reason: String,
+    },
     Whole(Catalogue),
 }
 

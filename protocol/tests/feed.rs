@@ -159,6 +159,7 @@ fn any_answer() -> impl Strategy<Value = Answer> {
     let standing = (any::<u64>(), any::<u64>(), ".{0,20}", any_positions());
     prop_oneof![
         Just(Answer::Done),
+        ".{0,60}".prop_map(|reason| Answer::Beyond { reason }),
         (".{0,60}", any::<bool>()).prop_map(|(reason, busy)| Answer::Refused { reason, busy }),
         catalogue,
         standing.prop_map(|(version, content, source, at)| {

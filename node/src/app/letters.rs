@@ -29,7 +29,7 @@ impl Letters {
         let metrics = SinkMetrics::new(registry);
         let file = match &config.to {
             Destination::File { path, max_bytes } => {
-                let file = LetterFile::new(path.clone(), *max_bytes).counting(metrics.deleted.clone());
+                let file = LetterFile::new(path.clone(), *max_bytes).counting(&metrics.deleted);
                 let circuit = Circuit::new(registry, "dead_letters", Carrier::PAUSE);
                 Some((Arc::new(Mutex::new(file)), Arc::new(circuit)))
             }

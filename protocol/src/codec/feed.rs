@@ -332,7 +332,9 @@ fn check_answer(answer: &Answer) -> Result<(), CodecError> {
     match answer {
         Answer::Standing { partitions, .. } => check_positions(partitions.len(), MAX_STANDING),
         Answer::Whole(catalogue) => Ok(catalogue.check()?),
-        Answer::Refused { reason, .. } => check_text("reason", reason, MAX_REASON_BYTES),
+        Answer::Refused { reason, .. } | Answer::Beyond { reason } => {
+            check_text("reason", reason, MAX_REASON_BYTES)
+        }
         Answer::Done => Ok(()),
     }
 }

@@ -127,7 +127,9 @@ async fn dry_run(State(keeper): State<Keeper>, Json(wanted): Json<Wanted>) -> Re
 fn refuse(refused: &Refused) -> Response {
     let status = match refused {
         Refused::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
-        Refused::Busy(_) | Refused::Sibling { .. } | Refused::Absent(_) => StatusCode::CONFLICT,
+        Refused::Busy(_) | Refused::Sibling { .. } | Refused::Absent(_) | Refused::Beyond(_) => {
+            StatusCode::CONFLICT
+        }
         Refused::Ended(_) => StatusCode::SERVICE_UNAVAILABLE,
     };
     let reasons = match refused {

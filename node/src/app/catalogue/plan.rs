@@ -2,10 +2,11 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    path::{Component, Path},
     sync::Arc,
 };
 
-use tickmesh_protocol::catalogue::{Catalogue, Definition, Entry, Kind};
+use tickmesh_protocol::catalogue::{Catalogue, Definition, Entry, Kind, Origin};
 
 use crate::{
     config::{
@@ -189,6 +190,7 @@ impl Planner {
 
     fn read_source(&self, definition: &Definition, faults: &mut Vec<String>) -> Option<SourceRole> {
         let folder = self.role.folder.clone();
+        check_files(definition, faults);
         read(definition, faults, |mut section| {
             let tiers = Tiers::read(&mut section);
             source::Config::read(section, &folder).map(|source| SourceRole { source, tiers })
@@ -208,6 +210,21 @@ impl Planner {
         let route = Arc::new(route?);
         self.routes.insert(key, Arc::clone(&route));
         Some(route)
+    }
+}
+
+/// What an operator sends over the network names files of the peer's own folder only: a source shows their content to a server.
+fn check_files(definition: &Definition, faults: &mut Vec<String>) {
+    let table: toml::Table = definition.text.parse().unwrap_or_default();
+    for (key, file) in table.iter().filter(|(key, _)| key.ends_with("_file")) {
+        let is_inside = |path: &Path| path.components().all(|part| matches!(part, Component::Normal(_)));
+        if definition.origin == Origin::Admin && !file.as_str().is_some_and(|file| is_inside(Path::new(file)))
+        {
+            faults.push(format!(
+                "{}: {key}: {file} is not in the folder of the peer's configuration",
+                definition.name
+            ));
+        }
     }
 }
 
@@ -236,10 +253,7 @@ fn read<T>(
 ///
 /// # Errors
 /// Everything that is wrong with it; what the tables say is not looked at.
-pub(in crate::app) fn definitions(
-    text: &str,
-    origin: tickmesh_protocol::catalogue::Origin,
-) -> Result<Vec<Definition>, Vec<String>> {
+pub(in crate::app) fn definitions(text: &str, origin: Origin) -> Result<Vec<Definition>, Vec<String>> {
     use tickmesh_protocol::catalogue::Name;
 
     let mut table: toml::Table = text.parse().map_err(|error: toml::de::Error| vec![error.to_string()])?;

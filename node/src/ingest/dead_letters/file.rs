@@ -34,8 +34,8 @@ impl LetterFile {
     }
 
     /// Counts letters that are deleted.
-    pub fn counting(self, deleted: IntCounter) -> Self {
-        Self { deleted: Some(deleted), ..self }
+    pub fn counting(self, deleted: &IntCounter) -> Self {
+        Self { deleted: Some(deleted.clone()), ..self }
     }
 
     /// The file and the one that was put aside, the older first.
