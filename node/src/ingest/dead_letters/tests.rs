@@ -103,7 +103,7 @@ fn a_full_file_is_put_aside_and_what_is_deleted_is_counted() {
     let path = folder.path().join("deep/letters.jsonl");
     let deleted = Registry::new().counter("deleted", "Deleted.");
     let bytes = letter(10, "x").to_line().len() as u64;
-    let file = LetterFile::new(path.clone(), 3 * bytes).counting(&deleted);
+    let file = LetterFile::new(path, 3 * bytes).counting(&deleted);
     let add = |position: u64| file.append(&[Arc::new(letter(position, "x"))]).unwrap();
     (10..13).for_each(add);
     assert!(!folder.path().join("deep/letters.jsonl.1").exists());
