@@ -54,7 +54,7 @@ proptest! {
     fn positions_count_up_and_time_does_not_go_back(seed: u64) {
         let mut next = BTreeMap::new();
         let mut time_ms = 0;
-        for written in run(&mut Market::new(&setting(seed)), Want::Everything, 800) {
+        for written in run(&mut Market::new(&setting(seed)), Want::Everything, 2_000) {
             let next = next.entry(written.partition).or_insert(0);
             prop_assert_eq!(written.position, *next);
             *next += 1;
