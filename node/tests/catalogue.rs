@@ -40,9 +40,9 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungsten
 const INGEST: [&str; 2] = ["ingest-1", "ingest-2"];
 const KEYS: [&str; 2] = ["market.x", "market.y"];
 /// Changes in the long form of the test, and in `./test`.
-const CHANGES: (u32, u32) = (100, 25);
+const CHANGES: (u32, u32) = (100, 10);
 /// Records of a stream before and after, for comparison.
-const QUIET: usize = 1000;
+const QUIET: usize = 500;
 
 struct Rig {
     network: Network,
