@@ -49,6 +49,7 @@ fn two_ingest_peers_lose_nothing() {
     rig.fault("no fault: the log begins", faults::begin);
     rig.fault("no fault", faults::nothing);
     rig.fault("leader killed and started again", faults::kill_leaders);
+    rig.fault("edge killed, clients resume elsewhere", faults::kill_edges);
     rig.fault("all ingest peers killed", |rig| faults::kill_all_ingest(rig, Disks::Kept));
     if rig.form.long {
         rig.fault("leader killed as the log falls silent", faults::kill_leader_in_silence);
