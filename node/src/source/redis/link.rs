@@ -130,6 +130,19 @@ pub(super) fn elsewhere(node: &Node, host: String, port: u16) -> Node {
     node.clone().set_addr(address)
 }
 
+/// Redirections that are followed one after the other: one is usual, two while slots move.
+pub(super) const MAX_REDIRECTIONS: u32 = 4;
+
+/// The node of a cluster that is to be asked instead, and whether it must be asked especially.
+pub(super) fn redirected(config: &Config, trouble: &Trouble) -> Option<(Node, bool)> {
+    let any = config.urls.first().filter(|_| config.cluster)?;
+    match trouble {
+        Trouble::Moved(host, port) => Some((elsewhere(any, host.clone(), *port), false)),
+        Trouble::Ask(host, port) => Some((elsewhere(any, host.clone(), *port), true)),
+        _ => None,
+    }
+}
+
 pub(super) fn host_of(node: &Node) -> &str {
     match node.addr() {
         ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. } => host,

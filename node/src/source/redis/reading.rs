@@ -22,7 +22,7 @@ use super::{
     answers::{self, Entry},
     config::Config,
     id::Id,
-    link::{Link, MAX_BLOCK, Node, Trouble, elsewhere},
+    link::{Link, MAX_BLOCK, MAX_REDIRECTIONS, Node, Trouble, redirected},
     numbering::{Info, REMEMBERED, Verdict},
     status::Status,
 };
@@ -39,8 +39,6 @@ const BLOCK: Duration = Duration::from_millis(250);
 const _: () = assert!(BLOCK.as_millis() <= MAX_BLOCK.as_millis());
 /// The pause after a lost connection; it doubles up to the longest, so that a server that is back is found within a second.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-/// Redirections that are followed one after the other before it pauses: one is usual, two while slots move.
-const MAX_REDIRECTIONS: u32 = 4;
 /// Most entries of each stream that are read at once, and how many at first.
 const MAX_COUNT: usize = 512;
 const FIRST_COUNT: usize = 16;
@@ -117,33 +115,15 @@ impl Reading {
                 backoff.succeeded();
                 redirections = 0;
             }
-            if self.redirect(&trouble) && redirections < MAX_REDIRECTIONS {
+            // None: whoever knows the cluster tells where the streams are now.
+            self.node = redirected(&self.config, &trouble);
+            if self.node.is_some() && redirections < MAX_REDIRECTIONS {
                 redirections += 1;
                 continue;
             }
             tracing::debug!(source = self.status.source, %trouble, "lost a server");
             self.status.trouble(self.task, &trouble);
             tokio::time::sleep(backoff.failed(chance())).await;
-        }
-    }
-
-    /// Whether another node is to be asked, at once.
-    fn redirect(&mut self, trouble: &Trouble) -> bool {
-        let Some(any) = self.config.urls.first() else { return false };
-        match trouble {
-            Trouble::Moved(host, port) if self.config.cluster => {
-                self.node = Some((elsewhere(any, host.clone(), *port), false));
-                true
-            }
-            Trouble::Ask(host, port) if self.config.cluster => {
-                self.node = Some((elsewhere(any, host.clone(), *port), true));
-                true
-            }
-            // Whoever knows the cluster tells where the streams are now.
-            _ => {
-                self.node = None;
-                false
-            }
         }
     }
 

@@ -14,7 +14,7 @@ use super::{
     answers,
     config::Config,
     id::Id,
-    link::{Link, Node, Trouble, elsewhere},
+    link::{Link, MAX_REDIRECTIONS, Trouble, redirected},
     numbering::{Info, epoch_of},
     reading::record_of,
     status::{Known, Status},
@@ -27,8 +27,6 @@ const PAGE: usize = 512;
 const ALL_POSITIONS: u64 = MAX_SEQUENCE + 1;
 /// Most records in one answer; callers page.
 const MAX_READ_RECORDS: usize = 100_000;
-/// Redirections that are followed for one request.
-const MAX_REDIRECTIONS: usize = 4;
 
 /// Positions of the ranges that are read at once: four seconds, an eighth of one, some milliseconds, one, and parts of it.
 const STEPS: [u64; 6] = [1 << 24, 1 << 19, 1 << 15, 1 << 12, 1 << 6, 1 << 3];
@@ -93,7 +91,8 @@ impl Reader {
                 Ok(Ok((Err(Failed::Trouble(trouble)), _))) => trouble,
             };
             tries -= 1;
-            if let Some(next) = self.redirected(&failed).filter(|_| redirections < MAX_REDIRECTIONS) {
+            if let Some(next) = redirected(&self.config, &failed).filter(|_| redirections < MAX_REDIRECTIONS)
+            {
                 node = Some(next);
                 redirections += 1;
                 tries = 1;
@@ -101,15 +100,6 @@ impl Reader {
                 self.status.figures.error(failed.kind());
                 return Err(unavailable(failed.to_string()));
             }
-        }
-    }
-
-    fn redirected(&self, trouble: &Trouble) -> Option<(Node, bool)> {
-        let any = self.config.urls.first().filter(|_| self.config.cluster)?;
-        match trouble {
-            Trouble::Moved(host, port) => Some((elsewhere(any, host.clone(), *port), false)),
-            Trouble::Ask(host, port) => Some((elsewhere(any, host.clone(), *port), true)),
-            _ => None,
         }
     }
 

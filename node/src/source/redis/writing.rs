@@ -9,7 +9,7 @@ use super::{
     answers::{self, Entry},
     config::Config,
     id::Id,
-    link::{Link, Node, Trouble, elsewhere},
+    link::{Link, MAX_REDIRECTIONS, Trouble, redirected},
 };
 use crate::source::writing::{LogWriter, Message, WRITE_TIMEOUT, WriteError};
 
@@ -17,8 +17,6 @@ use crate::source::writing::{LogWriter, Message, WRITE_TIMEOUT, WriteError};
 const KEY_FIELD: &str = "key";
 /// Entries that are asked for at once.
 const PAGE: usize = 256;
-/// Redirections that are followed for one request.
-const MAX_REDIRECTIONS: usize = 4;
 
 /// Writes over a connection of its own. What the server confirms is as safe as its `appendfsync` makes it.
 pub struct Writer {
@@ -50,7 +48,7 @@ impl Writer {
                     self.link = Some(link);
                     return Ok(answers);
                 }
-                Err(trouble) => match self.redirected(&trouble) {
+                Err(trouble) => match redirected(&self.config, &trouble) {
                     Some(next) if redirections < MAX_REDIRECTIONS => {
                         node = Some(next);
                         redirections += 1;
@@ -58,15 +56,6 @@ impl Writer {
                     _ => return Err(trouble),
                 },
             }
-        }
-    }
-
-    fn redirected(&self, trouble: &Trouble) -> Option<(Node, bool)> {
-        let any = self.config.urls.first().filter(|_| self.config.cluster)?;
-        match trouble {
-            Trouble::Moved(host, port) => Some((elsewhere(any, host.clone(), *port), false)),
-            Trouble::Ask(host, port) => Some((elsewhere(any, host.clone(), *port), true)),
-            _ => None,
         }
     }
 
