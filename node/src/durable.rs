@@ -8,12 +8,11 @@ use std::{
 };
 
 /// Only this user: what peers keep holds user ids and the secrets of sources.
-const MODE: u32 = 0o600;
+pub const MODE: u32 = 0o600;
 
 /// Puts bytes in the place of a file, all or nothing.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(folder)?;
+    let folder = make_folder_of(path)?;
     // What a write left that was killed is written over.
     let new = beside(path, "new");
     let written = (|| {
@@ -30,6 +29,13 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     }
     // The name is in the folder.
     fs::File::open(folder)?.sync_all()
+}
+
+/// The folder of a file, made if there is none.
+pub fn make_folder_of(path: &Path) -> io::Result<&Path> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(folder)?;
+    Ok(folder)
 }
 
 /// A path in the same folder, for what belongs to a file.

@@ -12,10 +12,11 @@ use futures_util::future::BoxFuture;
 use prometheus::IntCounter;
 
 use super::{Letter, Sink};
-use crate::source::writing::WriteError;
+use crate::{
+    durable::{MODE, beside, make_folder_of},
+    source::writing::WriteError,
+};
 
-/// Only this user: letters hold what the engine wrote.
-const MODE: u32 = 0o600;
 /// Longest line that is read: a letter with the largest value, in base64, and all else.
 const MAX_LINE_BYTES: u64 = 24 << 20;
 
@@ -49,9 +50,7 @@ impl LetterFile {
     /// If the disk is full or takes nothing. The file is then as it was.
     pub fn append(&self, letters: &[Arc<Letter>]) -> io::Result<()> {
         let lines: String = letters.iter().map(|letter| letter.to_line()).collect();
-        let folder =
-            self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        fs::create_dir_all(folder)?;
+        let folder = make_folder_of(&self.path)?;
         let length = fs::metadata(&self.path).map_or(0, |file| file.len());
         if length > 0 && length + lines.len() as u64 > self.max_bytes {
             self.put_aside()?;
@@ -126,9 +125,7 @@ impl LetterFile {
 }
 
 fn aside(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".1");
-    name.into()
+    beside(path, "1")
 }
 
 /// Adds to a file. If a write was cut off there by the end of the process, its rest is a line of its own.

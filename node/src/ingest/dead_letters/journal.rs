@@ -2,11 +2,13 @@
 
 use std::{
     collections::HashSet,
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{File, OpenOptions, TryLockError},
     io::{self, Read, Write},
     os::unix::fs::OpenOptionsExt,
     path::Path,
 };
+
+use crate::durable::{MODE, make_folder_of};
 
 /// Most letters that may be noted; a file of as many is 17 MB. Who has put back more puts the file aside, with the letters.
 const MAX_NOTED: usize = 1_000_000;
@@ -14,7 +16,6 @@ const MAX_NOTED: usize = 1_000_000;
 const NOTE_BYTES: usize = 8;
 /// A note as a line of hexadecimal digits.
 const LINE_BYTES: usize = 2 * NOTE_BYTES + 1;
-const MODE: u32 = 0o600;
 
 /// The file of what was put back, locked: two at once would put back the same.
 #[derive(Debug)]
@@ -42,9 +43,7 @@ impl Journal {
     /// # Errors
     /// If another process has it, or it cannot be read.
     pub fn open(path: &Path) -> Result<Self, JournalError> {
-        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            fs::create_dir_all(folder)?;
-        }
+        make_folder_of(path)?;
         let mut file = OpenOptions::new().read(true).append(true).create(true).mode(MODE).open(path)?;
         file.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => JournalError::Locked,
