@@ -20,7 +20,7 @@ mod redis_server;
 use std::{
     collections::BTreeMap,
     fs,
-    process::{Command, Output},
+    process::Output,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -59,25 +59,10 @@ impl Rig {
         for key in KEYS {
             let () = redis.run(&["XGROUP", "CREATE", key, "nobody", "$", "MKSTREAM"]);
         }
-        fs::write(network.folder().join("admin.token"), "an operator's token").unwrap();
         let publishers = INGEST.map(|name| network.key(name));
         let more = more(&redis, &network);
-        let (mut ingest, mut bootstrap): (Vec<Node>, Vec<String>) = (Vec::new(), Vec::new());
-        for name in INGEST {
-            let role = Role {
-                name,
-                region: "eu-west",
-                roles: "[\"ingest\"]",
-                // Where the others find it again.
-                ports: Ports { edge: 0, mesh: free_port() },
-                node: &format!("data_dir = {name:?}\n"),
-                ops: "admin_token_file = \"admin.token\"\n",
-                more: &more,
-            };
-            let node = network.start(&role, &publishers, &bootstrap);
-            bootstrap.push(node.mesh.clone());
-            ingest.push(node);
-        }
+        let peers = INGEST.map(|name| (name, free_port()));
+        let (ingest, bootstrap) = network.start_ingest(peers, &publishers, &more);
         let role = Role {
             name: "edge-1",
             region: "us-east",
@@ -101,14 +86,7 @@ impl Rig {
     }
 
     fn admin(&self, ingest: usize, arguments: &[&str]) -> Output {
-        let ops = format!("http://{}", self.ingest[ingest].ops);
-        Command::new(env!("CARGO_BIN_EXE_tickmesh"))
-            .arg("admin")
-            .args(arguments)
-            .args(["--ops", &ops, "--token-file", "admin.token"])
-            .current_dir(self.network.folder())
-            .output()
-            .unwrap()
+        self.network.admin(&self.ingest[ingest], arguments)
     }
 
     /// Changes the catalogue, with what is to be added.

@@ -21,7 +21,7 @@ use std::{
 
 use futures_util::StreamExt;
 use jsonwebtoken::{EncodingKey, Header};
-use node::{Network, Node, Ports, Role, wait_until};
+use node::{ADMIN, Network, Node, Ports, Role, wait_until};
 use ports::free_port;
 use serde_json::json;
 use tickmesh::auth::hash_of;
@@ -32,7 +32,6 @@ use tokio_tungstenite::{
 };
 
 const SECRET: &str = "a secret of thirty-two bytes or so";
-const ADMIN: &str = "an operator's token";
 const API_KEY: &str = "tk_live_0123456789";
 
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
@@ -49,7 +48,6 @@ impl Rig {
     fn start() -> Self {
         let network = Network::new();
         let folder = network.folder();
-        fs::write(folder.join("admin.token"), ADMIN).unwrap();
         let key = format!("[[key]]\nid = \"bot\"\nhash = {:?}\nuser = \"bob\"\n", hash_of(API_KEY));
         fs::write(folder.join("keys.toml"), key).unwrap();
         let publishers = ["ingest-1", "ingest-2"].map(|name| network.key(name));
@@ -58,23 +56,8 @@ impl Rig {
         let more = format!(
             "edges = [{edge:?}]\n{auth}[[source]]\nname = \"market\"\nkind = \"embedded\"\nrate = 50\n"
         );
-        let mut ingest = Vec::new();
-        let mut bootstrap = Vec::new();
-        for name in ["ingest-1", "ingest-2"] {
-            let role = Role {
-                name,
-                region: "eu-west",
-                roles: "[\"ingest\"]",
-                // Where the edge finds it again.
-                ports: Ports { edge: 0, mesh: free_port() },
-                node: &format!("data_dir = {name:?}\n"),
-                ops: "admin_token_file = \"admin.token\"\n",
-                more: &more,
-            };
-            let node = network.start(&role, &publishers, &bootstrap);
-            bootstrap.push(node.mesh.clone());
-            ingest.push(node);
-        }
+        let peers = ["ingest-1", "ingest-2"].map(|name| (name, free_port()));
+        let (ingest, bootstrap) = network.start_ingest(peers, &publishers, &more);
         let role = Role {
             name: "edge-1",
             region: "us-east",
@@ -93,14 +76,7 @@ impl Rig {
     }
 
     fn admin(&self, ingest: usize, arguments: &[&str]) -> Output {
-        let ops = format!("http://{}", self.ingest[ingest].ops);
-        Command::new(env!("CARGO_BIN_EXE_tickmesh"))
-            .arg("admin")
-            .args(arguments)
-            .args(["--ops", &ops, "--token-file", "admin.token"])
-            .current_dir(self.network.folder())
-            .output()
-            .unwrap()
+        self.network.admin(&self.ingest[ingest], arguments)
     }
 
     fn revoke(&self, ingest: usize, what: &[&str]) {

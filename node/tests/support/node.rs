@@ -7,7 +7,7 @@ use std::{
     io::{BufRead, BufReader, Write},
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, Output, Stdio},
     sync::mpsc::{Receiver, sync_channel},
     thread,
     time::{Duration, Instant},
@@ -19,6 +19,9 @@ use tempfile::TempDir;
 
 /// How long anything may take before a test fails: a loaded machine of two cores, not a design goal.
 pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// What operators show to the peers of [`Network::start_ingest`].
+pub const ADMIN: &str = "an operator's token";
 
 /// The keys and the folder of one network of peers.
 pub struct Network {
@@ -95,6 +98,45 @@ impl Network {
             ports.mesh
         );
         self.run(name, &text)
+    }
+
+    /// Starts ingest peers of one region that know one another, on ports where they are found again; and where they are reached.
+    /// Their operators show `admin.token`.
+    pub fn start_ingest<const COUNT: usize>(
+        &self,
+        peers: [(&str, u16); COUNT],
+        publishers: &[String],
+        more: &str,
+    ) -> (Vec<Node>, Vec<String>) {
+        fs::write(self.folder().join("admin.token"), ADMIN).unwrap();
+        let (mut nodes, mut bootstrap) = (Vec::new(), Vec::new());
+        for (name, mesh) in peers {
+            let role = Role {
+                name,
+                region: "eu-west",
+                roles: "[\"ingest\"]",
+                ports: Ports { edge: 0, mesh },
+                node: &format!("data_dir = {name:?}\n"),
+                ops: "admin_token_file = \"admin.token\"\n",
+                more,
+            };
+            let node = self.start(&role, publishers, &bootstrap);
+            bootstrap.push(node.mesh.clone());
+            nodes.push(node);
+        }
+        (nodes, bootstrap)
+    }
+
+    /// `tickmesh admin` at a peer of [`Self::start_ingest`].
+    pub fn admin(&self, node: &Node, arguments: &[&str]) -> Output {
+        let ops = format!("http://{}", node.ops);
+        Command::new(binary())
+            .arg("admin")
+            .args(arguments)
+            .args(["--ops", &ops, "--token-file", "admin.token"])
+            .current_dir(self.folder())
+            .output()
+            .unwrap()
     }
 
     /// Starts a peer with a whole configuration; its operators' port must be 127.0.0.1:0, and its log JSON.
