@@ -31,6 +31,8 @@ mod metrics;
 mod overview;
 pub mod rescan;
 mod retained;
+#[cfg(test)]
+mod rig;
 mod store;
 mod tiers;
 mod warmth;
@@ -84,7 +86,7 @@ use crate::{
     ports::{FeedStore, IngestInput},
     signing::Signer,
     source::{LogReader, SourceEvent},
-    transform::{Policies, RouteTable, jq, jq::JqError},
+    transform::{Policies, RouteTable, jq, jq::JqError, table::computed_channels},
 };
 
 /// What is kept of the log that was read again, for others who ask for the same: two chunks of the largest records for
@@ -254,12 +256,6 @@ impl Lane {
     }
 }
 
-/// The channels that operators make.
-fn computed(lanes: &[Lane]) -> impl Iterator<Item = String> {
-    let routes = lanes.iter().flat_map(|lane| lane.routes.iter());
-    routes.filter_map(|route| route.config.computed_channel()).map(str::to_owned)
-}
-
 /// Makes what feeds are served from. What others ask about the catalogue goes to `catalogue`.
 ///
 /// # Errors
@@ -281,7 +277,7 @@ pub fn open(parts: Parts, catalogue: mpsc::Sender<Asked>) -> io::Result<Opened> 
         &parts.registry,
         parts.stop.clone(),
     )?;
-    let computed = computed(&parts.lanes).collect();
+    let computed = parts.lanes.iter().flat_map(|lane| computed_channels(&lane.routes)).collect();
     let retained = RetainedStreams::new(&parts.registry);
     let store = Arc::new(Store::new(StoreParts {
         history,
@@ -327,7 +323,8 @@ impl Opened {
             self.store.add_log(lane.log());
             self.parts.lanes.push(lane);
         }
-        self.store.add_computed(computed(&self.parts.lanes));
+        let computed = self.parts.lanes.iter().flat_map(|lane| computed_channels(&lane.routes));
+        self.store.add_computed(computed);
         let sources = self.parts.lanes.iter().map(Lane::status).collect();
         self.store.update_status(|status| status.sources = sources);
     }

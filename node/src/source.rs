@@ -23,7 +23,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use tickmesh_protocol::{Epoch, feed::MAX_SOURCE_NAME_BYTES, policy::ChannelPolicy, stream::is_part};
+use tickmesh_protocol::{Epoch, catalogue::check_name, policy::ChannelPolicy};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -73,15 +73,7 @@ impl Config {
     /// every fault is noted.
     pub fn read(mut section: Section, folder: &Path) -> Option<Self> {
         let name: Option<String> = section.required("name").filter(|name: &String| {
-            // It stands in metric labels, thread names and client ids.
-            let good = is_part(name) && name.len() <= MAX_SOURCE_NAME_BYTES;
-            if !good {
-                section.fault(
-                    "name",
-                    format!("{name:?} is no name; write up to {MAX_SOURCE_NAME_BYTES} of a-z, 0-9, _ and -"),
-                );
-            }
-            good
+            check_name(name).inspect_err(|invalid| section.fault("name", invalid)).is_ok()
         });
         let kind: Option<String> = section.required("kind");
         let kind = match kind.as_deref() {

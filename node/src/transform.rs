@@ -27,7 +27,7 @@ use tickmesh_protocol::{
 use self::{
     jq::{Filter, JqError},
     operators::Inputs,
-    reader::{Reader, bool_of},
+    reader::{Reader, bool_of, data_of},
 };
 pub use self::{
     policies::Policies,
@@ -316,13 +316,7 @@ impl Transform {
         whole: Option<&Bytes>,
     ) -> Result<Made, Rejected> {
         let stream = self.stream(route, input)?;
-        let data = match (data, whole) {
-            (Some(filter), _) => {
-                filter.run_to_json(input).map_err(|error| Rejected::Jq { part: "data", error })?.into()
-            }
-            (None, Some(value)) => value.slice_ref(value.trim_ascii()),
-            (None, None) => input.to_json().map_err(|error| Rejected::Jq { part: "split", error })?.into(),
-        };
+        let data = data_of(data, input, whole)?;
         transformed(stream, data).map(Made::Event)
     }
 }

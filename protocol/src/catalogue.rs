@@ -172,6 +172,23 @@ impl Life {
     }
 }
 
+/// A text that sources and routes cannot be called.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no name; write up to {MAX_SOURCE_NAME_BYTES} of a-z, 0-9, _ and -")]
+pub struct InvalidName(String);
+
+/// Whether a source or a route may be called so: the name stands in labels of metrics, names of threads and client ids.
+///
+/// # Errors
+/// If it is too long, or has other letters than a part of a stream's name.
+pub fn check_name(name: &str) -> Result<(), InvalidName> {
+    if is_part(name) && name.len() <= MAX_SOURCE_NAME_BYTES {
+        Ok(())
+    } else {
+        Err(InvalidName(name.chars().take(MAX_SOURCE_NAME_BYTES).collect()))
+    }
+}
+
 /// Why a change is not one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidChange {
@@ -181,8 +198,8 @@ pub enum InvalidChange {
     Unknown(Name),
     #[error("{0} is named twice")]
     Twice(Name),
-    #[error("{name:?} is no name; write up to {MAX_SOURCE_NAME_BYTES} of a-z, 0-9, _ and -")]
-    Name { name: String },
+    #[error(transparent)]
+    Name(#[from] InvalidName),
     #[error("{what}: {count}; at most {most}")]
     TooMuch { what: &'static str, count: usize, most: usize },
 }
@@ -202,11 +219,7 @@ impl Change {
         most("bytes of a change", self.add.iter().map(|of| of.text.len()).sum(), MAX_CHANGE_BYTES)?;
         let mut seen = std::collections::BTreeSet::new();
         for name in names() {
-            if !is_part(&name.name) || name.name.len() > MAX_SOURCE_NAME_BYTES {
-                return Err(InvalidChange::Name {
-                    name: name.name.chars().take(MAX_SOURCE_NAME_BYTES).collect(),
-                });
-            }
+            check_name(&name.name)?;
             if !seen.insert(name) {
                 return Err(InvalidChange::Twice(name.clone()));
             }

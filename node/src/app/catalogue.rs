@@ -254,10 +254,8 @@ impl Keeper {
     /// # Errors
     /// What is wrong with it.
     pub(super) async fn try_out(&self, change: &Change) -> Result<Plan, Refused> {
-        let mut state = self.0.state.lock().await;
-        let next = state.next(change, Vec::new()).map_err(Refused::Invalid)?;
-        let State { kept, planner, .. } = &mut *state;
-        planner.plan(&next, Some(&kept.catalogue)).map_err(Refused::Invalid)
+        let (_, plan) = self.0.state.lock().await.next(change, Vec::new()).map_err(Refused::Invalid)?;
+        Ok(plan)
     }
 
     /// Goes on with another catalogue: keeps it, tells ingest, starts and ends sources.
@@ -327,7 +325,8 @@ impl State {
         (self.kept.catalogue.version, self.planner.content(&self.kept.catalogue))
     }
 
-    fn next(&self, change: &Change, at: Vec<(Epoch, u64)>) -> Result<Catalogue, Vec<String>> {
+    /// What a change makes of the catalogue, if it begins there, and of what is read.
+    fn next(&mut self, change: &Change, at: Vec<(Epoch, u64)>) -> Result<(Catalogue, Plan), Vec<String>> {
         let mut faults = Vec::new();
         let before = |name: &Name| self.kept.catalogue.get(name).map(|known| known.origin);
         let mut said = |name: &Name, origin| match (before(name), origin) {
@@ -352,7 +351,8 @@ impl State {
         }
         let mut next = self.kept.catalogue.clone();
         next.apply(change, at).map_err(|invalid| vec![invalid.to_string()])?;
-        Ok(next)
+        let plan = self.planner.plan(&next, Some(&self.plan))?;
+        Ok((next, plan))
     }
 }
 

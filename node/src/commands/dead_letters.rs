@@ -141,9 +141,12 @@ impl Opened {
         Reading::open(self.letters.to.clone(), wanted.collect(), self.source.clone(), self.since)
     }
 
+    fn journal(&self) -> anyhow::Result<Journal> {
+        Journal::open(&self.letters.journal).context("cannot open the journal of what was put back")
+    }
+
     fn list(&self, runtime: &tokio::runtime::Runtime) -> anyhow::Result<ExitCode> {
-        let journal =
-            Journal::open(&self.letters.journal).context("cannot open the journal of what was put back")?;
+        let journal = self.journal()?;
         runtime.block_on(async {
             let mut reading = self.reading();
             let mut count = 0_u64;
@@ -160,43 +163,37 @@ impl Opened {
 
     /// Shows what the routes make of each record now.
     fn dry_run(&self, runtime: &tokio::runtime::Runtime, partly: bool) -> anyhow::Result<ExitCode> {
-        let journal =
-            Journal::open(&self.letters.journal).context("cannot open the journal of what was put back")?;
-        // As at ingest: programs may need a deep stack.
-        std::thread::scope(|scope| {
-            let tried =
-                std::thread::Builder::new().stack_size(jq::STACK_BYTES).spawn_scoped(scope, || {
-                    let mut routes = HashMap::new();
-                    for source in &self.role.sources {
-                        let of = self.role.routes.iter().filter(|route| route.source == source.source.name);
-                        let of: Vec<RouteConfig> = of.cloned().collect();
-                        let transform = Transform::new(&of, source.source.channels(), &self.config.private)?;
-                        routes.insert(source.source.name.clone(), (transform, of));
+        let journal = self.journal()?;
+        jq::on_deep_stack(|| {
+            let mut routes = HashMap::new();
+            for source in &self.role.sources {
+                let of = self.role.routes.iter().filter(|route| route.source == source.source.name);
+                let of: Vec<RouteConfig> = of.cloned().collect();
+                let transform = Transform::new(&of, source.source.channels(), &self.config.private)?;
+                routes.insert(source.source.name.clone(), (transform, of));
+            }
+            runtime.block_on(async {
+                let mut reading = self.reading();
+                let mut counts = Counts::default();
+                while let Some(letter) = reading.next().await {
+                    if !counts.takes(&letter, &journal, partly) {
+                        continue;
                     }
-                    runtime.block_on(async {
-                        let mut reading = self.reading();
-                        let mut counts = Counts::default();
-                        while let Some(letter) = reading.next().await {
-                            if !counts.takes(&letter, &journal, partly) {
-                                continue;
-                            }
-                            let Some((transform, of)) = routes.get(&letter.source) else {
-                                counts.unknown += 1;
-                                continue;
-                            };
-                            counts.put_back += 1;
-                            println!("{}", letter.id);
-                            for outcome in outcomes(&letter, transform, of) {
-                                println!("    {outcome}");
-                            }
-                        }
-                        reading.end().await?;
-                        counts.tell("would be put back");
-                        Ok(ExitCode::SUCCESS)
-                    })
-                })?;
-            tried.join().map_err(|_| anyhow::anyhow!("a route failed"))?
-        })
+                    let Some((transform, of)) = routes.get(&letter.source) else {
+                        counts.unknown += 1;
+                        continue;
+                    };
+                    counts.put_back += 1;
+                    println!("{}", letter.id);
+                    for outcome in outcomes(&letter, transform, of) {
+                        println!("    {outcome}");
+                    }
+                }
+                reading.end().await?;
+                counts.tell("would be put back");
+                Ok(ExitCode::SUCCESS)
+            })
+        })?
     }
 
     /// What puts records back, by source.
@@ -218,8 +215,7 @@ impl Opened {
 
     /// Puts records back, one after the other: of one alone it is not known what became of it, should anything fail.
     async fn replay(&self, partly: bool) -> anyhow::Result<ExitCode> {
-        let mut journal =
-            Journal::open(&self.letters.journal).context("cannot open the journal of what was put back")?;
+        let mut journal = self.journal()?;
         let mut writers = self.writers()?;
         let mut reading = self.reading();
         let mut counts = Counts::default();

@@ -82,7 +82,7 @@ impl Control {
     /// Goes on with other routes and sources, and ends a hold.
     ///
     /// # Errors
-    /// If the ingest thread has ended; inside, what does not compile, and then nothing has changed.
+    /// If the ingest thread has ended; inside, what does not compile.
     pub async fn change(&self, change: Change) -> Result<Result<(), String>, Ended> {
         self.ask(|done| Request::Change { change: Box::new(change), done }).await
     }

@@ -1,6 +1,8 @@
 //! What ingest does with what comes: number records, keep and publish events, and remember how far it is. Everything that
 //! is decided here is decided by the pure parts; this holds them together.
 
+mod changing;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
@@ -10,12 +12,11 @@ use std::{
 use futures_util::future::join_all;
 use tickmesh_protocol::{
     Batch, Epoch, Event, Moment, Position, PublisherKey, Sequence, SignedBatch, SigningKey, StreamName,
-    catalogue::Standing,
     checkpoint::{PartitionState, SourceState, State, StreamState},
-    feed::{SourceStatus, Status},
+    feed::Status,
     head::{Head, HeadReply, HeadRequest, MAX_HEAD_LEFT, MAX_HEAD_READ},
     policy::Retain,
-    sequencer::{Reading, Sequencer, Unsequenced},
+    sequencer::{Sequencer, Unsequenced},
     takeover::{Publisher, SourceId},
 };
 use tokio::time::{Instant, timeout};
@@ -23,12 +24,9 @@ use tokio::time::{Instant, timeout};
 use super::{
     DeadLetters, Outlet,
     checkpoint::Writer,
-    control::Past,
     dead_letters::{Letter, Outbox},
-    hold::Hold,
     metrics::Metrics,
     overview::Overview,
-    rescan::Log,
     store::{Partition, Store},
     worker::Lane,
 };
@@ -40,7 +38,7 @@ use crate::{
     },
     signing::Signer,
     source::{Record, SourceEvent},
-    transform::{Policies, RouteTable, Transformed},
+    transform::{Policies, Transformed},
 };
 
 /// The longest rest after publishing: a user should not notice it.
@@ -134,50 +132,6 @@ impl Core {
                 "goes on from a checkpoint"
             );
         }
-    }
-
-    /// How far every partition of the sources that are read has been read.
-    pub(super) fn standing(&self, lanes: &[Lane]) -> Vec<Standing> {
-        let standing = |(epoch, reading): (Epoch, Reading)| {
-            let lane = lanes.get(usize::from(self.partitions.get(&epoch)?.source.0))?;
-            (!lane.removed).then(|| Standing { source: lane.source.clone(), epoch, next: reading.next })
-        };
-        self.sequencer.partitions().filter_map(standing).collect()
-    }
-
-    /// A partition that has been read beyond where it should be held.
-    pub(super) fn past(&self, hold: &Hold, lanes: &[Lane]) -> Option<Past> {
-        let held = self.standing(lanes).into_iter().filter(|standing| hold.holds(&standing.source));
-        let past = |Standing { epoch, next, .. }| Past { epoch, next, at: hold.at(epoch) };
-        held.map(past).find(|past| past.next > past.at)
-    }
-
-    /// Other routes of a source, which its transform has already.
-    pub(super) fn change_routes(&self, lane: &mut Lane, routes: &RouteTable) {
-        lane.operators.change(routes);
-        for (epoch, at) in self.partitions.iter().filter(|(_, at)| at.source == lane.id) {
-            lane.operators.go_on(*epoch, at.partition);
-        }
-        let computed = routes.iter().filter_map(|route| route.config.computed_channel());
-        self.store.add_computed(computed.map(str::to_owned));
-        self.store.change_routes(&lane.source, Arc::clone(routes));
-    }
-
-    /// A source more.
-    pub(super) fn added(&mut self, lane: &Lane, log: Log) {
-        self.sources.push(lane.source.as_str().into());
-        let computed = log.routes.iter().filter_map(|route| route.config.computed_channel());
-        self.store.add_computed(computed.map(str::to_owned));
-        self.store.add_log(log);
-        self.metrics.warm.with_label_values(&[&*lane.source]).set(0);
-        let status = SourceStatus { name: lane.source.clone(), warm: false, lag: 0 };
-        self.store.update_status(|to| to.sources.push(status));
-    }
-
-    /// A source fewer: it is not waited for any more.
-    pub(super) fn removed(&self, lane: &Lane) {
-        self.metrics.warm.with_label_values(&[&*lane.source]).set(0);
-        self.store.update_status(|status| status.sources.retain(|source| source.name != lane.source));
     }
 
     fn note_partition(

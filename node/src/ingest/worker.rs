@@ -208,7 +208,7 @@ impl Worker {
         }
     }
 
-    /// Nothing is changed if something does not compile.
+    /// What does not compile was refused when it was planned; should it come here all the same, the sources before it have changed.
     fn change(&mut self, change: Change) -> Result<(), JqError> {
         let Change { routes, policies, added, removed } = change;
         let mut new = Vec::new();

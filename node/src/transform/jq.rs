@@ -12,8 +12,9 @@ mod exact;
 
 use std::{
     cell::Cell,
-    fmt,
+    fmt, io,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    thread,
 };
 
 use bytes::Bytes;
@@ -107,6 +108,17 @@ pub fn parse(topic: &str, key: Option<&Bytes>, value: &[u8]) -> Result<Input, St
     let topic = Val::utf8_str(topic.to_owned());
     let key = key.map_or(Val::Null, |key| Val::utf8_str(key.clone()));
     Ok(Input { value, variables: Vars::new([topic, key]) })
+}
+
+/// Does some work on a thread of its own, with the stack that programs may need.
+///
+/// # Errors
+/// If the thread cannot be started, or panics.
+pub fn on_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, work)?;
+        thread.join().map_err(|_| io::Error::other("a route failed"))
+    })
 }
 
 /// Refuses values nested deeper than [`MAX_DEPTH`]. A bracket inside a string does not nest.

@@ -1,5 +1,7 @@
 //! What operators take, read from a record by the jq programs of its route.
 
+use std::str::FromStr;
+
 use bytes::Bytes;
 use tickmesh_protocol::{
     book::{Change, MAX_BOOK_LEVELS},
@@ -121,7 +123,7 @@ impl UpdatePrograms {
             None => false,
         };
         let id = |part, program: &Option<Filter>| {
-            program.as_ref().map(|program| id_of(part, program, input)).transpose()
+            program.as_ref().map(|program| number_of(part, program, input)).transpose()
         };
         Ok(Update {
             key,
@@ -143,18 +145,27 @@ fn item_of(member: Option<&Filter>, data: Option<&Filter>, part: Part<'_>) -> Re
     if member.as_deref().is_some_and(|member| !is_part(member)) {
         return Err(InvalidStreamName::Alphabet { part: "member" }.into());
     }
-    let data = match (data, whole) {
-        (Some(filter), _) => {
-            filter.run_to_json(input).map_err(|error| Rejected::Jq { part: "data", error })?
-        }
-        (None, Some(value)) => value.trim_ascii().to_vec(),
-        (None, None) => input.to_json().map_err(|error| Rejected::Jq { part: "split", error })?,
-    };
+    let data = data_of(data, input, whole)?;
     if data.len() > MAX_EVENT_DATA_BYTES {
         return Err(Rejected::DataTooLarge(data.len()));
     }
-    let data = String::from_utf8(data).map_err(|error| Rejected::Json(error.to_string()))?;
+    let data = String::from_utf8(data.into()).map_err(|error| Rejected::Json(error.to_string()))?;
     Ok(Item { key, member: member.unwrap_or_default(), data, time_ms })
+}
+
+/// The data of an event, exact JSON text. `whole`: the record's value, if that is what the route looks at.
+pub(super) fn data_of(
+    data: Option<&Filter>,
+    input: &Input,
+    whole: Option<&Bytes>,
+) -> Result<Bytes, Rejected> {
+    Ok(match (data, whole) {
+        (Some(filter), _) => {
+            filter.run_to_json(input).map_err(|error| Rejected::Jq { part: "data", error })?.into()
+        }
+        (None, Some(value)) => value.slice_ref(value.trim_ascii()),
+        (None, None) => input.to_json().map_err(|error| Rejected::Jq { part: "split", error })?.into(),
+    })
 }
 
 /// True or false.
@@ -163,14 +174,8 @@ pub(super) fn bool_of(part: &'static str, filter: &Filter, input: &Input) -> Res
     bool.map_err(|value| Rejected::NoBool { part, value })
 }
 
-/// A number, or a text that holds one.
-fn number_of(part: &'static str, filter: &Filter, input: &Input) -> Result<Decimal, Rejected> {
-    let text = filter.run_to_number(input).map_err(|error| Rejected::Jq { part, error })?;
-    text.and_then(|text| text.parse().map_err(|_| text)).map_err(|value| Rejected::NoNumber { part, value })
-}
-
-/// An update id: a whole number from zero on.
-fn id_of(part: &'static str, filter: &Filter, input: &Input) -> Result<u64, Rejected> {
+/// A number, or a text that holds one: a decimal, or an update id, which is whole and not negative.
+fn number_of<N: FromStr>(part: &'static str, filter: &Filter, input: &Input) -> Result<N, Rejected> {
     let text = filter.run_to_number(input).map_err(|error| Rejected::Jq { part, error })?;
     text.and_then(|text| text.parse().map_err(|_| text)).map_err(|value| Rejected::NoNumber { part, value })
 }
@@ -197,7 +202,7 @@ fn plain(number: String) -> String {
 
 /// A time in milliseconds, not far from the log's own.
 fn time_of(filter: &Filter, input: &Input, log_ms: u64) -> Result<u64, Rejected> {
-    let time = number_of("time", filter, input)?;
+    let time: Decimal = number_of("time", filter, input)?;
     let time_ms =
         time.to_string().parse().map_err(|_| Rejected::NoNumber { part: "time", value: time.to_string() })?;
     let range = log_ms.saturating_sub(MAX_BEHIND_MS)..=log_ms.saturating_add(MAX_AHEAD_MS);

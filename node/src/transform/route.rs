@@ -5,7 +5,7 @@ mod operator;
 use std::{collections::BTreeSet, fmt};
 
 use tickmesh_protocol::{
-    feed::MAX_SOURCE_NAME_BYTES,
+    catalogue::check_name,
     policy::{ChannelPolicy, Retain},
     stream::is_part,
 };
@@ -68,11 +68,10 @@ impl RouteConfig {
 
     pub fn read(section: &mut Section) -> Option<Self> {
         let name = section.or("name", String::new());
-        if !name.is_empty() && (!is_part(&name) || name.len() > MAX_SOURCE_NAME_BYTES) {
-            section.fault(
-                "name",
-                format!("{name:?} is no name; write up to {MAX_SOURCE_NAME_BYTES} of a-z, 0-9, _ and -"),
-            );
+        if !name.is_empty()
+            && let Err(invalid) = check_name(&name)
+        {
+            section.fault("name", invalid);
         }
         let source = section.required("source");
         let topic = section.or("topic", "*".to_owned());

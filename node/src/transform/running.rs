@@ -11,7 +11,7 @@ use super::{
     Made, RouteConfig, TableRoute, Taken, Transform, Transformed,
     operators::{Inputs, Kind, Operator, Outcome, Refused, Told, depth::Gap},
     route::Makes,
-    table::{self, RouteId},
+    table::{self, RouteId, digest},
 };
 use crate::source::Record;
 
@@ -237,5 +237,5 @@ fn state_name(id: RouteId, config: &RouteConfig) -> u64 {
         RouteId::Fixed(_) => format!("{config:?}"),
         RouteId::Changing(hash) => format!("{hash} {config:?}"),
     };
-    blake3::hash(text.as_bytes()).as_bytes().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
+    digest(&text)
 }

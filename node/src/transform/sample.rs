@@ -1,6 +1,6 @@
 //! What routes make of a record that is shown to them, for people: nothing of it goes anywhere.
 
-use std::{collections::HashSet, io, thread};
+use std::{collections::HashSet, io};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -58,14 +58,9 @@ pub fn try_routes(
         });
         each.collect()
     };
-    // As at ingest: programs may need a deep stack.
-    thread::scope(|scope| {
-        let thread = thread::Builder::new().stack_size(jq::STACK_BYTES).spawn_scoped(scope, tried)?;
-        thread.join().unwrap_or_else(|_| Err(io::Error::other("a route failed")))
-    })
+    jq::on_deep_stack(tried)?
 }
 
-/// What a route makes of a record, by way of those that it takes from.
 fn try_route(
     routes: &[&RouteConfig],
     index: usize,

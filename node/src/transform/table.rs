@@ -30,9 +30,18 @@ pub enum RouteId {
 impl RouteId {
     /// A route of the catalogue, by its name and the version that brought it.
     pub fn changing(name: &str, since: u64) -> Self {
-        let hash = blake3::hash(format!("{since} {name}").as_bytes());
-        Self::Changing(hash.as_bytes().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes)))
+        Self::Changing(digest(&format!("{since} {name}")))
     }
+}
+
+/// Tells texts apart: 64 bits of a hash.
+pub fn digest(text: &str) -> u64 {
+    blake3::hash(text.as_bytes()).as_bytes().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
+}
+
+/// The channels of routes that the log does not say again, of those that were taken away, too.
+pub fn computed_channels(routes: &[TableRoute]) -> impl Iterator<Item = String> {
+    routes.iter().filter_map(|route| route.config.computed_channel()).map(str::to_owned)
 }
 
 /// Routes that have always been, and stay.

@@ -8,7 +8,7 @@ use tickmesh_protocol::{
 };
 use tokio::time::sleep;
 
-use super::{Keeper, Refused, State, names};
+use super::{Keeper, Refused, names};
 
 /// Between two rounds of questions how far everybody is: long enough to see a pace.
 const ROUND: Duration = Duration::from_millis(20);
@@ -151,9 +151,7 @@ impl Keeper {
     /// Everybody has promised.
     async fn decide(&self, change: Change, at: Vec<(Epoch, u64)>) -> Result<u64, Refused> {
         let mut state = self.0.state.lock().await;
-        let next = state.next(&change, at).map_err(Refused::Invalid)?;
-        let State { kept, planner, .. } = &mut *state;
-        let plan = planner.plan(&next, Some(&kept.catalogue)).map_err(Refused::Invalid)?;
+        let (next, plan) = state.next(&change, at).map_err(Refused::Invalid)?;
         self.take_over(&mut state, next, plan).await?;
         Ok(state.kept.catalogue.version)
     }

@@ -14,6 +14,7 @@ use tickmesh_protocol::catalogue::{Change, Definition, MAX_CATALOGUE_BYTES, Orig
 use tokio::time::sleep;
 
 use super::{Keeper, plan::definitions};
+use crate::transform::table::digest;
 
 /// How often the folder is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -51,16 +52,15 @@ impl Files {
                 }
             }
         }
-        if faults.is_empty() { Ok(Self { definitions: found, hash: hash_of(&texts) }) } else { Err(faults) }
+        if faults.is_empty() {
+            Ok(Self {
+                definitions: found,
+                hash: digest(&format!("{:?}", texts.iter().map(|(_, text)| text).collect::<Vec<_>>())),
+            })
+        } else {
+            Err(faults)
+        }
     }
-}
-
-fn hash_of(texts: &[(PathBuf, String)]) -> u64 {
-    let mut hasher = blake3::Hasher::new();
-    for (_, text) in texts {
-        hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
-    }
-    hasher.finalize().as_bytes().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
 }
 
 fn texts(folder: &Path) -> Result<Vec<(PathBuf, String)>, String> {

@@ -1,12 +1,12 @@
 //! From definitions to what ingest reads and makes: everything is checked here, against the configuration as well.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     path::{Component, Path},
     sync::Arc,
 };
 
-use tickmesh_protocol::catalogue::{Catalogue, Definition, Entry, Kind, Origin};
+use tickmesh_protocol::catalogue::{Catalogue, Definition, Entry, Kind, Name, Origin};
 
 use crate::{
     config::{
@@ -15,7 +15,10 @@ use crate::{
     },
     ingest::Tiers,
     source,
-    transform::{Policies, RouteConfig, RouteId, RouteTable, TableRoute, table},
+    transform::{
+        Policies, RouteConfig, RouteId, RouteTable, TableRoute,
+        table::{self, digest},
+    },
 };
 
 /// Makes plans. It remembers what it has read, since programs take a while to compile.
@@ -43,9 +46,27 @@ impl Plan {
             let routes = table.into_iter().flat_map(|table| table.iter());
             routes.map(|route| (route.id, route.life.is_over())).collect::<HashSet<_>>()
         };
-        let names: std::collections::BTreeSet<_> = self.routes.keys().chain(before.routes.keys()).collect();
+        let names: BTreeSet<_> = self.routes.keys().chain(before.routes.keys()).collect();
         let differs = |name: &&String| ids(self.routes.get(*name)) != ids(before.routes.get(*name));
         names.into_iter().filter(differs).cloned().collect()
+    }
+
+    /// A source has routes from its beginning to its end, or none: records that pass as they are would become others at once.
+    fn passing_faults(&self, before: &Self) -> Vec<String> {
+        let is_routed = |table: &RouteTable| table.iter().any(|route| !route.life.is_over());
+        let fault = |(source, table): (&String, &RouteTable)| match (
+            is_routed(before.routes.get(source)?),
+            is_routed(table),
+        ) {
+            (true, false) => Some(format!(
+                "the last route of source {source:?} goes, and nobody would know what its records are; remove the source as well"
+            )),
+            (false, true) => Some(format!(
+                "source {source:?} is read, and its records pass as they are; a route would be for all of them: add another source with it"
+            )),
+            _ => None,
+        };
+        self.routes.iter().filter_map(fault).collect()
     }
 
     pub(in crate::app) fn has_source(&self, name: &str) -> bool {
@@ -61,18 +82,17 @@ impl Planner {
     /// Tells peers apart whose configuration or catalogue have other routes.
     pub(in crate::app) fn content(&self, catalogue: &Catalogue) -> u64 {
         let present: Vec<_> = catalogue.present().map(|of| (&of.name, &of.text)).collect();
-        let hash = blake3::hash(format!("{:?} {present:?}", self.role.routes).as_bytes());
-        hash.as_bytes().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
+        digest(&format!("{:?} {present:?}", self.role.routes))
     }
 
-    /// Plans for a catalogue that comes after another, or for one that all others have already.
+    /// Plans for a catalogue that comes after what is planned, or for one that all others have already.
     ///
     /// # Errors
     /// Everything that is wrong.
     pub(in crate::app) fn plan(
         &mut self,
         catalogue: &Catalogue,
-        before: Option<&Catalogue>,
+        before: Option<&Plan>,
     ) -> Result<Plan, Vec<String>> {
         let mut faults = Vec::new();
         let (mut sources, mut routes) = (Vec::new(), Vec::new());
@@ -92,9 +112,6 @@ impl Planner {
         let known: HashSet<_> = catalogue.entries.iter().map(|entry| named(&entry.definition)).collect();
         self.routes.retain(|key, _| known.contains(key));
         self.check(catalogue, &sources, &routes, &mut faults);
-        if let Some(before) = before {
-            self.check_passing(catalogue, before, &mut faults);
-        }
         if !faults.is_empty() {
             return Err(faults);
         }
@@ -128,7 +145,9 @@ impl Planner {
             }));
             tables.insert(name.clone(), table.into());
         }
-        Ok(Plan { routes: tables, policies, sources })
+        let plan = Plan { routes: tables, policies, sources };
+        let faults = before.map(|before| plan.passing_faults(before)).unwrap_or_default();
+        if faults.is_empty() { Ok(plan) } else { Err(faults) }
     }
 
     fn check(
@@ -148,42 +167,11 @@ impl Planner {
                 faults.push(format!("{name} is in the peer's configuration file; change it there"));
             }
         }
-        let mut named = self.role.sources.iter().chain(sources).map(|role| &role.source.name);
-        let named: HashSet<_> = named.by_ref().collect();
+        let named: HashSet<_> =
+            self.role.sources.iter().chain(sources).map(|role| &role.source.name).collect();
         for (_, route) in routes.iter().filter(|(entry, _)| entry.until.is_none()) {
             if !named.contains(&route.source) {
                 faults.push(format!("route {:?}: no source is named {:?}", route.name, route.source));
-            }
-        }
-    }
-
-    /// A source has routes from its beginning to its end, or none: records that pass as they are would become others at once.
-    fn check_passing(&self, catalogue: &Catalogue, before: &Catalogue, faults: &mut Vec<String>) {
-        let routed = |catalogue: &Catalogue| -> HashSet<String> {
-            let routes = catalogue.present().filter(|of| of.name.kind == Kind::Route);
-            let source = |of: &Definition| {
-                of.text.parse::<toml::Table>().ok()?.get("source")?.as_str().map(str::to_owned)
-            };
-            let fixed = self.role.routes.iter().map(|route| route.source.clone());
-            routes.filter_map(source).chain(fixed).collect()
-        };
-        let read = |catalogue: &Catalogue| -> HashSet<String> {
-            let sources = catalogue.present().filter(|of| of.name.kind == Kind::Source);
-            let fixed = self.role.sources.iter().map(|role| role.source.name.clone());
-            sources.map(|of| of.name.name.clone()).chain(fixed).collect()
-        };
-        let (was, is) = (routed(before), routed(catalogue));
-        let stay =
-            read(before).intersection(&read(catalogue)).cloned().collect::<std::collections::BTreeSet<_>>();
-        for source in stay {
-            match (was.contains(&source), is.contains(&source)) {
-                (true, false) => faults.push(format!(
-                    "the last route of source {source:?} goes, and nobody would know what its records are; remove the source as well"
-                )),
-                (false, true) => faults.push(format!(
-                    "source {source:?} is read, and its records pass as they are; a route would be for all of them: add another source with it"
-                )),
-                _ => {}
             }
         }
     }
@@ -254,8 +242,6 @@ fn read<T>(
 /// # Errors
 /// Everything that is wrong with it; what the tables say is not looked at.
 pub(in crate::app) fn definitions(text: &str, origin: Origin) -> Result<Vec<Definition>, Vec<String>> {
-    use tickmesh_protocol::catalogue::Name;
-
     let mut table: toml::Table = text.parse().map_err(|error: toml::de::Error| vec![error.to_string()])?;
     let (mut definitions, mut faults) = (Vec::new(), Vec::new());
     for (kind, key) in [(Kind::Source, "source"), (Kind::Route, "route")] {

@@ -97,9 +97,7 @@ impl Keeper {
             return Err(refused(&format!("its catalogue is of version {mine}"), true));
         }
         let invalid = |faults: Vec<String>| refused(&faults.join("; "), false);
-        let next = state.next(change, at.clone()).map_err(invalid)?;
-        let State { kept, planner, .. } = &mut *state;
-        let plan = planner.plan(&next, Some(&kept.catalogue)).map_err(invalid)?;
+        let (next, plan) = state.next(change, at.clone()).map_err(invalid)?;
         let sources = plan.changed(&state.plan);
         match self.0.control.hold(at, sources).await {
             Ok(Ok(())) => {}

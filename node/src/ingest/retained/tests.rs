@@ -3,7 +3,6 @@
 use std::{collections::HashSet, path::Path, time::Duration};
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
 use tickmesh_protocol::{
     Epoch, Sequence, SignedBatch, SigningKey, Topic,
     feed::FeedEnd,
@@ -11,15 +10,16 @@ use tickmesh_protocol::{
     policy::{ChannelPolicy, OnSlow},
     sequencer::Sequencer,
 };
-use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::oneshot;
 
 use super::*;
 use crate::{
-    ingest::{self, DeadLetters, Lane, Outlet, Parts, Start, Tiers, load_checkpoint},
-    ops::{health::Health, lifecycle::LifecycleEvents},
-    ports::{FeedStore, IngestInput, Refusal, Snapshots},
-    source::{LogReader, ReadError, Record, SourceEvent, Stretch},
+    ingest::{
+        load_checkpoint,
+        rig::{Rig, Settings},
+    },
+    ports::{IngestInput, Refusal, Snapshots},
+    source::{Record, SourceEvent},
     transform::Policies,
 };
 
@@ -144,35 +144,8 @@ fn only_what_fits_into_memory_is_retained() {
 
 // An ingest peer.
 
-struct Nobody;
-
-impl Outlet for Nobody {
-    fn join(&self, _: &Topic) {}
-
-    fn publish(&self, _: SignedBatch) -> BoxFuture<'_, ()> {
-        Box::pin(std::future::ready(()))
-    }
-}
-
-/// A log that is read once.
-impl LogReader for Nobody {
-    fn read<'a>(
-        &'a self,
-        topic: &'a str,
-        partition: u32,
-        _: u64,
-        _: u64,
-    ) -> BoxFuture<'a, Result<Stretch, ReadError>> {
-        Box::pin(std::future::ready(Err(ReadError::UnknownPartition { topic: topic.to_owned(), partition })))
-    }
-}
-
 struct Peer {
-    feeds: Arc<dyn FeedStore>,
-    events: mpsc::Sender<SourceEvent>,
-    mesh: mpsc::Sender<IngestInput>,
-    stop: CancellationToken,
-    thread: std::thread::JoinHandle<()>,
+    rig: Rig,
     key: SigningKey,
 }
 
@@ -188,48 +161,16 @@ fn policies() -> Policies {
 impl Peer {
     /// Starts where the checkpoint says.
     fn start(checkpoint: &Path) -> Self {
-        let (registry, key) = (Registry::new(), SigningKey::from_bytes(&[7; 32]));
-        let (events, received) = mpsc::channel(16);
-        let (mesh, inputs) = mpsc::channel(16);
-        let stop = CancellationToken::new();
-        let lane = Lane {
-            source: "engine".into(),
-            routes: Arc::new([]),
-            channels: None,
-            tiers: Tiers::default(),
-            reader: Arc::new(Nobody),
-            condition: Health::default().condition("ingest engine"),
-            lag: registry.gauge("lag", "Lag."),
-            outbox: None,
-        };
-        let parts = Parts {
-            config: ingest::Config {
-                checkpoint_every: Duration::from_millis(100),
-                ..ingest::Config::default()
-            },
-            region: "eu".into(),
-            private: Arc::new(HashSet::from(["orders".to_owned()])),
-            policies: policies(),
-            signer: Arc::default(),
+        let key = SigningKey::from_bytes(&[7; 32]);
+        let settings = Settings {
             key: key.clone(),
-            lanes: vec![lane],
-            dead_letters: DeadLetters::default(),
-            stop: stop.clone(),
-            lifecycle: LifecycleEvents::new(&registry),
-            registry,
-        };
-        let opened = ingest::open(parts, mpsc::channel(1).0).unwrap();
-        let feeds = opened.feeds();
-        let start = Start {
+            policies: policies(),
+            private: HashSet::from(["orders".to_owned()]),
+            outbox: None,
+            ahead: 16,
             state: load_checkpoint(checkpoint),
-            events: vec![received],
-            mesh: inputs,
-            outlet: Arc::new(Nobody),
-            checkpoint_file: Some(checkpoint.to_owned()),
-            ended: CancellationToken::new().drop_guard(),
         };
-        let thread = opened.spawn(start, stop.clone()).unwrap();
-        Self { feeds, events, mesh, stop, thread, key }
+        Self { rig: Rig::start(checkpoint, settings), key }
     }
 
     /// Gives it records of a partition from this position on, and says that this is all.
@@ -244,7 +185,7 @@ impl Peer {
             first,
             term: None,
         };
-        self.events.send(begin).await.unwrap();
+        self.rig.events.send(begin).await.unwrap();
         let record = |(position, (stream, data)): (u64, &(&str, &str))| Record {
             topic: topic.clone(),
             partition: 0,
@@ -258,20 +199,20 @@ impl Peer {
         let records: Vec<_> = (from..).zip(records).map(record).collect();
         let position = from + records.len() as u64;
         if !records.is_empty() {
-            self.events.send(SourceEvent::Records(records)).await.unwrap();
+            self.rig.events.send(SourceEvent::Records(records)).await.unwrap();
         }
-        self.events.send(SourceEvent::Reached { epoch, position }).await.unwrap();
+        self.rig.events.send(SourceEvent::Reached { epoch, position }).await.unwrap();
     }
 
     async fn warm(&self) {
-        let mut status = self.feeds.status();
+        let mut status = self.rig.feeds.status();
         let warm = status.wait_for(|status| status.sources.iter().all(|source| source.warm));
         tokio::time::timeout(Duration::from_secs(20), warm).await.expect("it gets warm").unwrap();
     }
 
     fn snapshots(&self, streams: &[&str]) -> Result<Snapshots, Refusal> {
         let streams: Vec<_> = streams.iter().map(|stream| name(stream)).collect();
-        self.feeds.snapshots(&Topic::spanning(&streams[0]), &streams)
+        self.rig.feeds.snapshots(&Topic::spanning(&streams[0]), &streams)
     }
 
     /// What is retained of one stream: its position, its time and its data.
@@ -297,13 +238,12 @@ impl Peer {
         let stream = name(stream);
         let request = HeadRequest { topic: Topic::spanning(&stream), streams: vec![stream] };
         let (answer, answered) = oneshot::channel();
-        self.mesh.send(IngestInput::Head { request, answer }).await.unwrap();
+        self.rig.mesh.send(IngestInput::Head { request, answer }).await.unwrap();
         answered.await.unwrap()
     }
 
-    fn end(self) {
-        self.stop.cancel();
-        self.thread.join().unwrap();
+    async fn end(self) {
+        self.rig.end().await;
     }
 }
 
@@ -339,7 +279,7 @@ async fn a_restarted_peer_has_the_same_books_and_last_values() {
     check(&peer);
     assert_eq!(peer.head("depth.a").await.policy, policies().of("depth"));
     assert_eq!(peer.head("trades.a").await.policy, ChannelPolicy::default());
-    peer.end();
+    peer.end().await;
 
     let peer = Peer::start(&checkpoint);
     peer.read(1, 6, &[]).await;
@@ -350,7 +290,7 @@ async fn a_restarted_peer_has_the_same_books_and_last_values() {
     let expected = r#"{"asks":[],"bids":[["1.0","3"]],"snapshot":true,"timestamp":6}"#.to_owned();
     until(|| peer.snapshot("ticker.a").is_some_and(|(at, ..)| at == 7)).await;
     assert_eq!(peer.snapshot("depth.a"), Some((6, 1006, expected)));
-    peer.end();
+    peer.end().await;
 
     // The log lost what lies between: the last value is one all the same, the book is not.
     let peer = Peer::start(&checkpoint);
@@ -365,7 +305,7 @@ async fn a_restarted_peer_has_the_same_books_and_last_values() {
     peer.read(2, 0, &[("depth.a", r#"{"asks":[["2","7"]]}"#), ("ticker.a", "6")]).await;
     until(|| peer.snapshot("ticker.a").is_some_and(|(at, ..)| at == 1)).await;
     assert_eq!(peer.snapshot("depth.a"), None);
-    peer.end();
+    peer.end().await;
 }
 
 async fn until(done: impl Fn() -> bool) {
@@ -400,5 +340,5 @@ async fn large_snapshots_come_in_portions_that_fit_a_frame() {
         asked = &asked[ends.len()..];
     }
     assert!(sizes.len() == 3 && sizes.iter().all(|size| *size > 450 << 10), "{sizes:?}");
-    peer.end();
+    peer.end().await;
 }

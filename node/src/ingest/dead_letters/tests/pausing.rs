@@ -1,91 +1,36 @@
 //! An ingest peer whose dead letters are not taken: no checkpoint passes them, and with too many of them it pauses.
 
-use tickmesh_protocol::{SignedBatch, SigningKey, Topic};
-use tokio::sync::mpsc;
+use std::collections::HashSet;
+
+use tickmesh_protocol::SigningKey;
 
 use super::*;
 use crate::{
-    ingest::{self, Lane, Outlet, Parts, Start, Tiers, checkpoint},
-    ops::lifecycle::LifecycleEvents,
-    ports::IngestInput,
-    source::{LogReader, ReadError, SourceEvent, Stretch},
+    ingest::{
+        checkpoint,
+        rig::{Rig, Settings},
+    },
+    source::SourceEvent,
     transform::Policies,
 };
 
-struct Nobody;
-
-impl Outlet for Nobody {
-    fn join(&self, _: &Topic) {}
-
-    fn publish(&self, _: SignedBatch) -> BoxFuture<'_, ()> {
-        Box::pin(async {})
-    }
-}
-
-impl LogReader for Nobody {
-    fn read<'a>(
-        &'a self,
-        topic: &'a str,
-        partition: u32,
-        _: u64,
-        _: u64,
-    ) -> BoxFuture<'a, Result<Stretch, ReadError>> {
-        let unknown = ReadError::UnknownPartition { topic: topic.into(), partition };
-        Box::pin(async move { Err(unknown) })
-    }
-}
-
-struct Peer {
-    events: mpsc::Sender<SourceEvent>,
-    _mesh: mpsc::Sender<IngestInput>,
-    stop: CancellationToken,
-    thread: std::thread::JoinHandle<()>,
-}
+struct Peer(Rig);
 
 fn start(outbox: Outbox, file: &Path) -> Peer {
-    let (registry, key) = (Registry::new(), SigningKey::from_bytes(&[7; 32]));
-    let (events, received) = mpsc::channel(1);
-    let (mesh, inputs) = mpsc::channel(16);
-    let stop = CancellationToken::new();
-    let lane = Lane {
-        source: "engine".into(),
-        routes: Arc::new([]),
-        channels: None,
-        tiers: Tiers::default(),
-        reader: Arc::new(Nobody),
-        condition: Health::default().condition("ingest engine"),
-        lag: registry.gauge("lag", "Lag."),
-        outbox: Some(outbox),
-    };
-    let parts = Parts {
-        config: ingest::Config { checkpoint_every: Duration::from_millis(100), ..ingest::Config::default() },
-        region: "eu".into(),
-        private: Arc::default(),
+    let settings = Settings {
+        key: SigningKey::from_bytes(&[7; 32]),
         policies: Policies::default(),
-        signer: Arc::default(),
-        key,
-        lanes: vec![lane],
-        dead_letters: DeadLetters::default(),
-        stop: stop.clone(),
-        lifecycle: LifecycleEvents::new(&registry),
-        registry,
-    };
-    let opened = ingest::open(parts, mpsc::channel(1).0).unwrap();
-    let start = Start {
+        private: HashSet::new(),
+        outbox: Some(outbox),
+        ahead: 1,
         state: None,
-        events: vec![received],
-        mesh: inputs,
-        outlet: Arc::new(Nobody),
-        checkpoint_file: Some(file.to_owned()),
-        ended: CancellationToken::new().drop_guard(),
     };
-    let thread = opened.spawn(start, stop.clone()).unwrap();
-    Peer { events, _mesh: mesh, stop, thread }
+    Peer(Rig::start(file, settings))
 }
 
 impl Peer {
     async fn send(&self, event: SourceEvent) {
-        tokio::time::timeout(DEADLINE, self.events.send(event)).await.expect("ingest takes it").unwrap();
+        tokio::time::timeout(DEADLINE, self.0.events.send(event)).await.expect("ingest takes it").unwrap();
     }
 
     async fn begin(&self) {
@@ -102,8 +47,7 @@ impl Peer {
     }
 
     async fn end(self) {
-        self.stop.cancel();
-        tokio::task::spawn_blocking(move || self.thread.join().unwrap()).await.unwrap();
+        self.0.end().await;
     }
 }
 
