@@ -15,6 +15,7 @@ debian_packages_missing() {
     have_all make || packages+=(make)
     have_all perl || packages+=(perl)
     have_all pkg-config || packages+=(pkg-config)
+    pkg-config --exists openssl 2>/dev/null || packages+=(libssl-dev)
     have_all flock setsid || packages+=(util-linux)
     python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv)
     if [[ $1 == all ]]; then

@@ -6,6 +6,34 @@ use std::{
     path::Path,
 };
 
+/// Largest file with a password, and with certificates: a bundle of all public authorities has 0.2 MB.
+const MAX_PASSWORD_BYTES: usize = 4096;
+const MAX_AUTHORITIES_BYTES: usize = 1024 * 1024;
+
+/// Reads a password: the file's only line.
+///
+/// # Errors
+/// Why there is none, in words that name the file.
+pub fn password(path: &Path) -> Result<String, String> {
+    let text = read(path, MAX_PASSWORD_BYTES).map_err(|error| unreadable(path, &error))?;
+    let password = text.trim_end_matches(['\r', '\n']);
+    if password.is_empty() { Err(format!("{} is empty", path.display())) } else { Ok(password.to_owned()) }
+}
+
+/// Reads the certificates of authorities, in PEM.
+///
+/// # Errors
+/// Why there are none, in words that name the file.
+pub fn authorities(path: &Path) -> Result<String, String> {
+    let text = read(path, MAX_AUTHORITIES_BYTES).map_err(|error| unreadable(path, &error))?;
+    let holds_any = text.contains("-----BEGIN ");
+    if holds_any { Ok(text) } else { Err(format!("{} holds no certificate in PEM", path.display())) }
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> String {
+    format!("cannot read {}: {error}", path.display())
+}
+
 /// Reads a file of at most so many bytes.
 pub fn read(path: &Path, most: usize) -> io::Result<String> {
     let mut text = String::new();

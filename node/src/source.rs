@@ -77,7 +77,7 @@ impl Config {
         });
         let kind: Option<String> = section.required("kind");
         let kind = match kind.as_deref() {
-            Some("kafka") => kafka::Config::read(&mut section).map(Kind::Kafka),
+            Some("kafka") => kafka::Config::read(&mut section, folder).map(Kind::Kafka),
             Some("nats") => nats::Config::read(&mut section, folder).map(Kind::Nats),
             Some("nats-core") => nats::CoreConfig::read(&mut section, folder).map(Kind::NatsCore),
             Some("redis") => redis::Config::read(&mut section, folder).map(Kind::Redis),

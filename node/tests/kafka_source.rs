@@ -12,9 +12,11 @@ mod support {
     pub mod source;
 }
 
+use std::{fs, path::Path};
+
 use rdkafka::producer::Producer;
 use support::{
-    kafka::{KafkaBroker, KafkaProducer},
+    kafka::{KafkaBroker, KafkaProducer, SASL_USER},
     source::{DEADLINE, Running, assert_complete},
 };
 
@@ -132,4 +134,43 @@ async fn every_compression_is_read() {
     source.records(written.len()).await;
     assert_eq!(source.values("squeezed", 0), written);
     source.stop().await;
+}
+
+/// TLS and SCRAM as a source's table has them, with what a folder of the test holds.
+fn secured(folder: &Path, password: &str) -> String {
+    fs::write(folder.join("kafka.password"), format!("{password}\n")).unwrap();
+    fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls/ca.pem"), folder.join("ca.pem")).unwrap();
+    let file = |name: &str| folder.join(name).display().to_string();
+    format!(
+        "start = 'beginning'\nca_file = {:?}\npassword_file = {:?}\n[properties]\n'security.protocol' = 'SASL_SSL'\n\
+         'sasl.mechanism' = 'SCRAM-SHA-512'\n'sasl.username' = {SASL_USER:?}\n",
+        file("ca.pem"),
+        file("kafka.password")
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_and_scram_are_spoken_and_what_is_wrong_with_them_is_told() {
+    let broker = KafkaBroker::shared();
+    broker.create_topic("secured", 1).await;
+    let producer = broker.producer();
+    (0..50).for_each(|number| producer.send("secured", 0, Some(&number.to_string())));
+    producer.flush();
+    let folder = tempfile::tempdir().unwrap();
+    let good = secured(folder.path(), SASL_USER);
+    let mut source = Running::start(&broker.tls_bootstrap(), &["secured"], &good);
+    source.records(50).await;
+    assert_complete(&source.records, 0);
+    let again = source.reader.read("secured", 0, 10, 20).await.unwrap();
+    assert_eq!(again.records.len(), 10);
+    source.stop().await;
+    let source = Running::start(&broker.tls_bootstrap(), &["secured"], &secured(folder.path(), "wrong"));
+    source.waiting("the broker refuses the credentials: ").await;
+    assert!(source.stop().await.is_empty());
+    // Without the authority that signed it, the broker might be anybody.
+    let good = secured(folder.path(), SASL_USER);
+    let stranger = good.lines().filter(|line| !line.starts_with("ca_file")).collect::<Vec<_>>().join("\n");
+    let source = Running::start(&broker.tls_bootstrap(), &["secured"], &stranger);
+    source.waiting("certificate verify failed").await;
+    assert!(source.stop().await.is_empty());
 }

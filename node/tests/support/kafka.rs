@@ -44,7 +44,7 @@ const START_DEADLINE: Duration = Duration::from_secs(90);
 /// For anything a running broker is asked.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Who may connect to [`KafkaBroker::sasl_bootstrap`]; the password is the same.
+/// Who may connect to [`KafkaBroker::sasl_bootstrap`] and [`KafkaBroker::tls_bootstrap`]; the password is the same.
 pub const SASL_USER: &str = "tester";
 
 /// Runs a broker until the process of the first argument is gone, and removes the folder of the second then.
@@ -59,6 +59,7 @@ pub struct KafkaBroker {
     libs: PathBuf,
     port: u16,
     sasl_port: u16,
+    tls_port: u16,
     child: Option<Child>,
 }
 
@@ -97,9 +98,17 @@ impl KafkaBroker {
         lock.lock().expect("the lock");
         let place = folder.join("ports");
         if let Ok(ports) = fs::read_to_string(&place) {
-            let (port, sasl_port) = ports.split_once(' ').expect("two ports");
-            let (port, sasl_port) = (port.parse().expect("a port"), sasl_port.parse().expect("a port"));
-            return Self { directory: folder, _own: None, libs: libs(), port, sasl_port, child: None };
+            let ports: Vec<u16> = ports.split(' ').map(|port| port.parse().expect("a port")).collect();
+            let [port, sasl_port, tls_port] = ports[..] else { panic!("three ports: {ports:?}") };
+            return Self {
+                directory: folder,
+                _own: None,
+                libs: libs(),
+                port,
+                sasl_port,
+                tls_port,
+                child: None,
+            };
         }
         let broker = Self::prepare_in(folder, None);
         let kafka = broker.kafka();
@@ -109,7 +118,8 @@ impl KafkaBroker {
         keeper.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut keeper = keeper.spawn().expect("setsid must be installed; ./test sees to it");
         broker.wait_until_it_answers(&mut keeper);
-        fs::write(&place, format!("{} {}", broker.port, broker.sasl_port)).expect("the broker's ports");
+        let ports = format!("{} {} {}", broker.port, broker.sasl_port, broker.tls_port);
+        fs::write(&place, ports).expect("the broker's ports");
         broker
     }
 
@@ -120,21 +130,31 @@ impl KafkaBroker {
     }
 
     fn prepare_in(directory: PathBuf, own: Option<tempfile::TempDir>) -> Self {
-        let [port, controller_port, sasl_port] = [(); 3].map(|()| free_port());
+        let [port, controller_port, sasl_port, tls_port] = [(); 4].map(|()| free_port());
+        let tls = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls");
+        let [certificate, key] =
+            ["server.pem", "server.key"].map(|name| fs::read(tls.join(name)).expect("a file"));
+        fs::write(directory.join("keystore.pem"), [key, certificate].concat()).expect("keystore.pem");
         let properties = format!(
             "process.roles=broker,controller\n\
              node.id=1\n\
              controller.quorum.voters=1@127.0.0.1:{controller_port}\n\
              listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port},\
-             SASL_PLAINTEXT://127.0.0.1:{sasl_port}\n\
-             advertised.listeners=PLAINTEXT://127.0.0.1:{port},SASL_PLAINTEXT://127.0.0.1:{sasl_port}\n\
+             SASL_PLAINTEXT://127.0.0.1:{sasl_port},SASL_SSL://127.0.0.1:{tls_port}\n\
+             advertised.listeners=PLAINTEXT://127.0.0.1:{port},SASL_PLAINTEXT://127.0.0.1:{sasl_port},SASL_SSL://127.0.0.1:{tls_port}\n\
              controller.listener.names=CONTROLLER\n\
              inter.broker.listener.name=PLAINTEXT\n\
-             listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT\n\
-             sasl.enabled.mechanisms=PLAIN\n\
+             listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT,\
+             SASL_SSL:SASL_SSL\n\
+             listener.name.sasl_plaintext.sasl.enabled.mechanisms=PLAIN\n\
+             listener.name.sasl_ssl.sasl.enabled.mechanisms=SCRAM-SHA-512\n\
+             listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config=\
+             org.apache.kafka.common.security.scram.ScramLoginModule required;\n\
+             ssl.keystore.type=PEM\n\
+             ssl.keystore.location={keystore}\n\
              listener.name.sasl_plaintext.plain.sasl.jaas.config=\
              org.apache.kafka.common.security.plain.PlainLoginModule required user_{SASL_USER}=\"{SASL_USER}\";\n\
-             log.dirs={}\n\
+             log.dirs={data}\n\
              auto.create.topics.enable=false\n\
              offsets.topic.replication.factor=1\n\
              offsets.topic.num.partitions=1\n\
@@ -144,10 +164,11 @@ impl KafkaBroker {
              share.coordinator.state.topic.replication.factor=1\n\
              share.coordinator.state.topic.min.isr=1\n\
              group.initial.rebalance.delay.ms=0\n",
-            directory.join("data").display()
+            data = directory.join("data").display(),
+            keystore = directory.join("keystore.pem").display(),
         );
         fs::write(directory.join("server.properties"), properties).expect("server.properties");
-        let broker = Self { directory, _own: own, libs: libs(), port, sasl_port, child: None };
+        let broker = Self { directory, _own: own, libs: libs(), port, sasl_port, tls_port, child: None };
         broker.format();
         broker
     }
@@ -155,13 +176,14 @@ impl KafkaBroker {
     /// Gives the broker an empty storage. Kafka's own tool makes it, once for all tests: what it writes says nothing of ports
     /// and folders, and each start of Java costs two seconds.
     fn format(&self) {
-        let formatted = self.libs.join("formatted");
+        let formatted = self.libs.join("formatted-with-users");
         let data = self.directory.join("data");
         if !formatted.join("meta.properties").exists() {
             let status = self
                 .java("format.log")
                 .args(["kafka.tools.StorageTool", "format", "-t", "dGlja21lc2gtdGVzdC0xMg", "-c"])
                 .arg(self.directory.join("server.properties"))
+                .args(["--add-scram", &format!("SCRAM-SHA-512=[name={SASL_USER},password={SASL_USER}]")])
                 .status()
                 .expect("java must be installed; ./test sees to it");
             assert!(status.success(), "Kafka's storage cannot be formatted:\n{}", self.tail("format.log"));
@@ -179,6 +201,11 @@ impl KafkaBroker {
     /// The address where it asks who connects (SASL, PLAIN).
     pub fn sasl_bootstrap(&self) -> String {
         format!("127.0.0.1:{}", self.sasl_port)
+    }
+
+    /// The address where it speaks TLS, by a certificate of `tests/tls`, and asks who connects (SASL, SCRAM-SHA-512).
+    pub fn tls_bootstrap(&self) -> String {
+        format!("127.0.0.1:{}", self.tls_port)
     }
 
     /// The process of the broker, while it runs.

@@ -1,11 +1,14 @@
 //! The `[[source]]` table with `kind = "kafka"`, and the settings each client of librdkafka gets.
 
-use std::fmt;
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use rdkafka::{ClientConfig, config::RDKafkaLogLevel};
 use regex::Regex;
 
-use crate::{config::reader::Section, source::Start};
+use crate::{config::reader::Section, key_file, source::Start};
 
 /// Longest pattern of topic names, in bytes; a compiled one stays far below the regex crate's own memory limit.
 const MAX_PATTERN_BYTES: usize = 256;
@@ -109,6 +112,15 @@ fn of_consumers(key: &str) -> bool {
     key.starts_with("fetch.") || key.starts_with("queued.") || key == "check.crcs"
 }
 
+type ReadFile = fn(&Path) -> Result<String, String>;
+
+/// Keys that name files, and the properties that these hold: secrets need not be in a configuration, and paths are relative to
+/// it, not to where the process was started.
+const FILES: &[(&str, &str, ReadFile)] = &[
+    ("password_file", "sasl.password", key_file::password),
+    ("ca_file", "ssl.ca.pem", key_file::authorities),
+];
+
 /// What the client is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Use {
@@ -129,8 +141,8 @@ pub(super) enum Use {
 }
 
 impl Config {
-    /// Reads the keys of a Kafka source. `None` if a fault makes it useless; every fault is noted.
-    pub fn read(section: &mut Section) -> Option<Self> {
+    /// Reads the keys of a Kafka source; files are relative to `folder`. `None` if a fault makes it useless; every fault is noted.
+    pub fn read(section: &mut Section, folder: &Path) -> Option<Self> {
         let brokers: Option<String> = section.required("brokers");
         let brokers = brokers.filter(|brokers| {
             let good = !brokers.trim().is_empty();
@@ -141,8 +153,10 @@ impl Config {
         });
         let topics = read_topics(section);
         let properties = read_properties(section);
+        let files = read_files(section, folder);
         let start = section.or("start", Start::default());
-        let config = Self { brokers: brokers?, topics: topics?, properties: properties?, start };
+        let properties = merged(section, properties?, files?)?;
+        let config = Self { brokers: brokers?, topics: topics?, properties, start };
         // librdkafka itself knows best which keys and values it takes; no connection is made here.
         match config.client(Use::Live, "check").create_native_config() {
             Ok(_) => Some(config),
@@ -268,6 +282,36 @@ fn read_topic(text: &str) -> Result<TopicPattern, String> {
     }
 }
 
+/// Properties that are read from files of their own.
+fn read_files(section: &mut Section, folder: &Path) -> Option<Vec<(String, String)>> {
+    let (mut properties, mut good) = (Vec::new(), true);
+    for &(key, property, read) in FILES {
+        let Some(file) = section.optional::<PathBuf>(key) else { continue };
+        match read(&folder.join(file)) {
+            Ok(text) => properties.push((property.to_owned(), text)),
+            Err(error) => {
+                section.fault(key, error);
+                good = false;
+            }
+        }
+    }
+    good.then_some(properties)
+}
+
+fn merged(
+    section: &mut Section,
+    mut properties: Vec<(String, String)>,
+    files: Vec<(String, String)>,
+) -> Option<Vec<(String, String)>> {
+    let twice = files.iter().find(|(key, _)| properties.iter().any(|(other, _)| other == key));
+    if let Some((key, _)) = twice {
+        section.fault("properties", format!("{key} is read from a file already"));
+        return None;
+    }
+    properties.extend(files);
+    Some(properties)
+}
+
 fn read_properties(section: &mut Section) -> Option<Vec<(String, String)>> {
     let table: toml::Table = section.or("properties", toml::Table::new());
     let mut properties = Vec::with_capacity(table.len());
@@ -302,7 +346,7 @@ mod tests {
     use crate::config::reader::read_text;
 
     fn read(text: &str) -> (Option<Config>, Vec<String>) {
-        read_text(text, Config::read)
+        read_text(text, |section| Config::read(section, Path::new("")))
     }
 
     #[test]
@@ -340,6 +384,41 @@ mod tests {
             "fetch.min.bytes",
         ] {
             assert!(all.contains(part), "no word about {part} in:\n{all}");
+        }
+    }
+
+    #[test]
+    fn secrets_and_certificates_come_from_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        file("kafka.password", "s3cret\n");
+        file("ca.pem", include_str!("../../../tests/tls/ca.pem"));
+        let read = |text: &str| {
+            let text = format!("brokers = 'a:1'\ntopics = ['t']\n{text}");
+            read_text(&text, |section| Config::read(section, folder.path()))
+        };
+        let files = "password_file = 'kafka.password'\nca_file = 'ca.pem'\n";
+        let secured = "[properties]\n'security.protocol' = 'SASL_SSL'\n'sasl.mechanism' = 'SCRAM-SHA-512'";
+        let (config, faults) = read(&format!("{files}{secured}"));
+        assert_eq!(faults, Vec::<String>::new());
+        let config = config.unwrap();
+        let client = config.client(Use::Live, "engine");
+        assert_eq!(client.get("sasl.password"), Some("s3cret"));
+        assert!(client.get("ssl.ca.pem").is_some_and(|pem| pem.contains("BEGIN CERTIFICATE")));
+        assert!(!format!("{config:?}").contains("s3cret"));
+        for (bad, word) in [
+            ("password_file = 'none'", "password_file: cannot read"),
+            ("ca_file = 'kafka.password'", "ca_file: "),
+            (
+                "password_file = 'kafka.password'\n[properties]\n'sasl.password' = 'other'",
+                "sasl.password is read from a file already",
+            ),
+        ] {
+            let (config, faults) = read(bad);
+            assert!(
+                config.is_none() && faults.join("\n").contains(word),
+                "no word about {word:?} in {faults:?}"
+            );
         }
     }
 

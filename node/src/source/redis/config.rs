@@ -1,7 +1,7 @@
 //! The `[[source]]` table with `kind = "redis"`.
 
 use std::{
-    fmt, fs,
+    fmt,
     path::{Path, PathBuf},
 };
 
@@ -18,9 +18,6 @@ const MAX_LISTED: usize = 64;
 pub(super) const MAX_KEY_BYTES: usize = MAX_STATE_NAME_BYTES;
 /// How a pattern of keys begins. The rest is a glob as Redis has it.
 const PATTERN: &str = "glob:";
-/// Largest file with a password, and with certificates: a bundle of all public authorities has 0.2 MB.
-const MAX_PASSWORD_BYTES: usize = 4096;
-const MAX_CA_BYTES: usize = 1024 * 1024;
 
 /// What a Redis source reads, and from where.
 #[derive(Clone)]
@@ -78,7 +75,7 @@ impl Config {
         let epoch: String = section.or("epoch", "1".to_owned());
         let urls = urls?;
         if let Some(file) = &password_file {
-            if let Err(error) = read_password(file) {
+            if let Err(error) = key_file::password(file) {
                 section.fault("password_file", error);
             }
             if urls.iter().any(|url| url.redis_settings().password().is_some()) {
@@ -120,7 +117,7 @@ impl Config {
     pub(super) fn info(&self, url: &ConnectionInfo) -> Result<ConnectionInfo, String> {
         let settings = url.redis_settings().clone().set_skip_set_lib_name();
         Ok(url.clone().set_redis_settings(match &self.password_file {
-            Some(file) => settings.set_password(read_password(file)?),
+            Some(file) => settings.set_password(key_file::password(file)?),
             None => settings,
         }))
     }
@@ -194,33 +191,13 @@ fn read_keys(section: &mut Section) -> Option<(Vec<String>, Vec<String>)> {
     Some((keys, patterns))
 }
 
-fn read_password(file: &Path) -> Result<String, String> {
-    let text = key_file::read(file, MAX_PASSWORD_BYTES)
-        .map_err(|error| format!("cannot read {}: {error}", file.display()))?;
-    let password = text.trim_end_matches(['\r', '\n']);
-    if password.is_empty() { Err(format!("{} is empty", file.display())) } else { Ok(password.to_owned()) }
-}
-
 fn read_authorities(section: &mut Section, file: &Path, urls: &[ConnectionInfo]) -> Option<Vec<u8>> {
     if !urls.iter().all(|url| matches!(url.addr(), ConnectionAddr::TcpTls { .. })) {
         section.fault("ca_file", "is read only with addresses of the form rediss://");
         return None;
     }
-    let bytes = fs::metadata(file).and_then(|data| {
-        let small = usize::try_from(data.len()).is_ok_and(|length| length <= MAX_CA_BYTES);
-        if small { fs::read(file) } else { Err(std::io::Error::other("it is too large")) }
-    });
-    match bytes {
-        Ok(bytes) if bytes.windows(11).any(|part| part == b"-----BEGIN ") => Some(bytes),
-        Ok(_) => {
-            section.fault("ca_file", format!("{} holds no certificate in PEM", file.display()));
-            None
-        }
-        Err(error) => {
-            section.fault("ca_file", format!("cannot read {}: {error}", file.display()));
-            None
-        }
-    }
+    let read = key_file::authorities(file);
+    read.map(String::into_bytes).map_err(|error| section.fault("ca_file", error)).ok()
 }
 
 #[cfg(test)]
