@@ -9,6 +9,7 @@
 //! the same of it. Numbers are exact decimals in all that programs do with them: [`exact`].
 
 mod exact;
+mod standard;
 
 use std::{
     cell::Cell,
@@ -38,32 +39,12 @@ pub const STACK_BYTES: usize = 256 * 1024 * 1024;
 /// Deepest nesting of a record's value, as in serde_json: parsers that recurse, here and at the clients, stay safe.
 pub const MAX_DEPTH: usize = 128;
 
-/// Filters whose outcome depends on more than the record, or that reach outside the program.
-const REMOVED: &[&str] = &[
-    "now",
-    "env",
-    "halt",
-    "halt_error",
-    "debug",
-    "debug_empty",
-    "stderr",
-    "stderr_empty",
-    "input",
-    "inputs",
-];
-
 /// What programs see of a record besides its value; [`Input`] has the values in this order.
 const VARIABLES: [&str; 2] = ["$topic", "$key"];
 
 /// The rewritten program is a definition, and what is run calls it.
 const MAIN: &str = "program";
 const CALL: &str = "program($topic; $key)";
-
-/// jaq's own `range` produces any number of outputs in one step; this one takes steps.
-const RANGE: &str = "def range($from; $to; $by): $from |
-    def rec: if ($by > 0 and . < $to) or ($by < 0 and . > $to) or ($by == 0 and . != $to)
-        then ., (. + $by | rec) else empty end;
-    rec;";
 
 /// A compiled program.
 pub struct Filter(jaq_core::Filter<Budgeted>);
@@ -150,32 +131,21 @@ fn check(value: &[u8]) -> Result<(), String> {
 
 impl Filter {
     pub fn compile(program: &str) -> Result<Self, JqError> {
-        let kept = |name: &str| !REMOVED.contains(&name) && !exact::INEXACT.contains(&name);
-        let range = jaq_core::load::parse(RANGE, |parser| parser.defs()).unwrap_or_default();
-        let defs = jaq_core::defs().chain(jaq_std::defs()).chain(jaq_json::defs());
-        let mut defs: Vec<Def<&str>> =
-            defs.filter(|def| kept(def.name) && !is_range(def.name, def.args.len())).collect();
-        // A definition sees only those before it: this one goes in front of the first that calls it.
-        let at = defs.iter().position(|def| def.name == "range").unwrap_or(defs.len());
-        defs.splice(at..at, range);
-        let funs = jaq_core::funs().chain(jaq_std::funs()).chain(jaq_json::funs());
-        let funs = funs.filter(|(name, args, _)| {
-            kept(name) && !is_range(name, args.len()) && !exact::REPLACED.contains(name)
-        });
-
         let arena = Arena::default();
         // Faults are told by the program as it is.
         let as_it_is = Loader::new(Vec::new()).load(&arena, File { code: program, path: () });
         as_it_is.map_err(|errors| JqError::Compile(describe_load(&errors)))?;
         let body = jaq_core::load::parse(program, |parser| parser.term());
         let body = body.ok_or_else(|| JqError::Compile("a program is one filter, without modules".into()))?;
-        defs.push(Def { name: MAIN, args: VARIABLES.to_vec(), body });
-        let defs = defs.into_iter().map(exact::def);
+        let rewrite = exact::Rewrite::default();
+        let main = rewrite.def(Def { name: MAIN, args: VARIABLES.to_vec(), body });
+        let mut defs = standard::needed(rewrite.called());
+        defs.push(main);
         let modules = Loader::new(defs)
             .load(&arena, File { code: CALL, path: () })
             .map_err(|errors| JqError::Compile(describe_load(&errors)))?;
         Compiler::default()
-            .with_funs(funs.chain(exact::funs()))
+            .with_funs(standard::funs())
             .with_global_vars(VARIABLES)
             .compile(modules)
             .map(Self)
@@ -285,10 +255,6 @@ fn pair_of(value: &Val) -> Option<(String, String)> {
 
 fn in_short(value: &Val) -> String {
     value.to_string().chars().take(64).collect()
-}
-
-fn is_range(name: &str, args: usize) -> bool {
-    name == "range" && args == 3
 }
 
 fn json_of(value: &Val) -> Result<Vec<u8>, JqError> {

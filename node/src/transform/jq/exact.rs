@@ -5,7 +5,7 @@
 //! calls of the functions here, named as the operators are, which no program can call by itself. Integers stay jaq's own,
 //! which are exact and of any length.
 
-use std::cmp::Ordering;
+use std::{cell::RefCell, cmp::Ordering, collections::HashSet};
 
 use bigdecimal::{RoundingMode, num_bigint::BigInt};
 use jaq_core::{
@@ -100,91 +100,122 @@ pub const REPLACED: &[&str] = &["floor", "round", "ceil", "trunc"];
 /// The variable of an arithmetic assignment; no program can name it.
 const OPERAND: &str = "$=";
 
-/// Rewrites a definition.
-pub fn def(def: Def<&str>) -> Def<&str> {
-    Def { body: term(def.body), ..def }
+/// Rewrites a program, and the definitions that it uses, and knows what they call.
+#[derive(Debug, Default)]
+pub struct Rewrite<'s> {
+    called: RefCell<HashSet<&'s str>>,
 }
 
-/// Rewrites a program.
-pub fn term<'s>(this: Term<&'s str>) -> Term<&'s str> {
-    let rewrite = |part: Box<Term<&'s str>>| Box::new(term(*part));
-    match this {
-        Term::BinOp(left, operator, right) => binary(term(*left), operator, term(*right)),
-        Term::Neg(of) => Term::Call("-", vec![term(*of)]),
-        // The size of a number is its absolute value, for which jaq would make a float of it.
-        Term::Call("length", args) if args.is_empty() => Term::IfThenElse(
-            vec![(Term::Call("isnumber", Vec::new()), Term::Call("abs", Vec::new()))],
-            Some(Box::new(Term::Call("length", Vec::new()))),
-        ),
-        Term::Call(name, args) => Term::Call(name, args.into_iter().map(term).collect()),
-        Term::Str(format, parts) => Term::Str(format, parts.into_iter().map(string_part).collect()),
-        Term::Arr(of) => Term::Arr(of.map(rewrite)),
-        Term::Obj(entries) => {
-            Term::Obj(entries.into_iter().map(|(key, value)| (term(key), value.map(term))).collect())
-        }
-        Term::Label(name, of) => Term::Label(name, rewrite(of)),
-        Term::Fold(name, over, with, parts) => {
-            Term::Fold(name, rewrite(over), pattern(with), parts.into_iter().map(term).collect())
-        }
-        Term::TryCatch(of, catch) => Term::TryCatch(rewrite(of), catch.map(rewrite)),
-        Term::IfThenElse(branches, other) => Term::IfThenElse(
-            branches.into_iter().map(|(condition, then)| (term(condition), term(then))).collect(),
-            other.map(rewrite),
-        ),
-        Term::Def(defs, of) => Term::Def(defs.into_iter().map(def).collect(), rewrite(of)),
-        Term::Path(of, Path(parts)) => {
-            let parts = parts.into_iter().map(|(part, optional)| (path_part(part), optional));
-            Term::Path(rewrite(of), Path(parts.collect()))
-        }
-        Term::Id | Term::Recurse | Term::Num(_) | Term::Break(_) | Term::Var(_) => this,
+impl<'s> Rewrite<'s> {
+    /// Names of all that was called, by what was rewritten as well.
+    pub fn called(self) -> HashSet<&'s str> {
+        self.called.into_inner()
     }
-}
 
-/// The right operand comes first: for each of its outputs jq goes through all of the left one's.
-fn binary<'s>(left: Term<&'s str>, operator: BinaryOp<&'s str>, right: Term<&'s str>) -> Term<&'s str> {
-    match operator {
-        BinaryOp::Math(math) => Term::Call(name_of(math), vec![right, left]),
-        BinaryOp::Cmp(cmp) => Term::Call(name_of_comparison(cmp), vec![right, left]),
-        // jaq's manual: the same as `right as $x | left |= . + $x`.
-        BinaryOp::UpdateMath(math) => {
-            let with = Term::Call(name_of(math), vec![Term::Var(OPERAND), Term::Id]);
-            let update = Term::BinOp(Box::new(left), BinaryOp::Update, Box::new(with));
-            Term::BinOp(Box::new(right), BinaryOp::Pipe(Some(Pattern::Var(OPERAND))), Box::new(update))
-        }
-        BinaryOp::Pipe(with) => {
-            Term::BinOp(Box::new(left), BinaryOp::Pipe(with.map(pattern)), Box::new(right))
-        }
-        BinaryOp::Comma
-        | BinaryOp::Alt
-        | BinaryOp::Or
-        | BinaryOp::And
-        | BinaryOp::Assign
-        | BinaryOp::Update
-        | BinaryOp::UpdateAlt => Term::BinOp(Box::new(left), operator, Box::new(right)),
+    pub fn def(&self, def: Def<&'s str>) -> Def<&'s str> {
+        Def { body: self.term(def.body), ..def }
     }
-}
 
-fn string_part<'s>(part: StrPart<&'s str, Term<&'s str>>) -> StrPart<&'s str, Term<&'s str>> {
-    match part {
-        StrPart::Term(of) => StrPart::Term(term(of)),
-        StrPart::Str(_) | StrPart::Char(_) => part,
+    fn call(&self, name: &'s str, args: Vec<Term<&'s str>>) -> Term<&'s str> {
+        self.called.borrow_mut().insert(name);
+        Term::Call(name, args)
     }
-}
 
-fn pattern(this: Pattern<&str>) -> Pattern<&str> {
-    match this {
-        Pattern::Var(_) => this,
-        Pattern::Arr(parts) => Pattern::Arr(parts.into_iter().map(pattern).collect()),
-        Pattern::Obj(entries) => {
-            Pattern::Obj(entries.into_iter().map(|(key, value)| (term(key), pattern(value))).collect())
+    fn term(&self, this: Term<&'s str>) -> Term<&'s str> {
+        let boxed = |part: Box<Term<&'s str>>| Box::new(self.term(*part));
+        match this {
+            Term::BinOp(left, operator, right) => self.binary(self.term(*left), operator, self.term(*right)),
+            Term::Neg(of) => self.call("-", vec![self.term(*of)]),
+            // The size of a number is its absolute value, for which jaq would make a float of it.
+            Term::Call("length", args) if args.is_empty() => Term::IfThenElse(
+                vec![(self.call("isnumber", Vec::new()), self.call("abs", Vec::new()))],
+                Some(Box::new(self.call("length", Vec::new()))),
+            ),
+            Term::Call(name, args) => self.call(name, args.into_iter().map(|arg| self.term(arg)).collect()),
+            Term::Str(format, parts) => {
+                // A format is a definition's name, as in `@base64 "\(.)"`.
+                self.called.borrow_mut().extend(format);
+                Term::Str(format, parts.into_iter().map(|part| self.string_part(part)).collect())
+            }
+            Term::Arr(of) => Term::Arr(of.map(boxed)),
+            Term::Obj(entries) => {
+                let entry = |(key, value): (_, Option<_>)| (self.term(key), value.map(|of| self.term(of)));
+                Term::Obj(entries.into_iter().map(entry).collect())
+            }
+            Term::Label(name, of) => Term::Label(name, boxed(of)),
+            Term::Fold(name, over, with, parts) => {
+                let parts = parts.into_iter().map(|part| self.term(part)).collect();
+                Term::Fold(name, boxed(over), self.pattern(with), parts)
+            }
+            Term::TryCatch(of, catch) => Term::TryCatch(boxed(of), catch.map(boxed)),
+            Term::IfThenElse(branches, other) => {
+                let branch = |(condition, then)| (self.term(condition), self.term(then));
+                Term::IfThenElse(branches.into_iter().map(branch).collect(), other.map(boxed))
+            }
+            Term::Def(defs, of) => Term::Def(defs.into_iter().map(|def| self.def(def)).collect(), boxed(of)),
+            Term::Path(of, Path(parts)) => {
+                let parts = parts.into_iter().map(|(part, optional)| (self.path_part(part), optional));
+                Term::Path(boxed(of), Path(parts.collect()))
+            }
+            Term::Id | Term::Recurse | Term::Num(_) | Term::Break(_) | Term::Var(_) => this,
         }
     }
-}
 
-fn path_part(part: Part<Term<&str>>) -> Part<Term<&str>> {
-    match part {
-        Part::Index(of) => Part::Index(term(of)),
-        Part::Range(from, until) => Part::Range(from.map(term), until.map(term)),
+    /// The right operand comes first: for each of its outputs jq goes through all of the left one's.
+    fn binary(
+        &self,
+        left: Term<&'s str>,
+        operator: BinaryOp<&'s str>,
+        right: Term<&'s str>,
+    ) -> Term<&'s str> {
+        match operator {
+            BinaryOp::Math(math) => self.call(name_of(math), vec![right, left]),
+            BinaryOp::Cmp(cmp) => self.call(name_of_comparison(cmp), vec![right, left]),
+            // jaq's manual: the same as `right as $x | left |= . + $x`.
+            BinaryOp::UpdateMath(math) => {
+                let with = self.call(name_of(math), vec![Term::Var(OPERAND), Term::Id]);
+                let update = Term::BinOp(Box::new(left), BinaryOp::Update, Box::new(with));
+                let with_operand = BinaryOp::Pipe(Some(Pattern::Var(OPERAND)));
+                Term::BinOp(Box::new(right), with_operand, Box::new(update))
+            }
+            BinaryOp::Pipe(with) => {
+                let with = with.map(|with| self.pattern(with));
+                Term::BinOp(Box::new(left), BinaryOp::Pipe(with), Box::new(right))
+            }
+            BinaryOp::Comma
+            | BinaryOp::Alt
+            | BinaryOp::Or
+            | BinaryOp::And
+            | BinaryOp::Assign
+            | BinaryOp::Update
+            | BinaryOp::UpdateAlt => Term::BinOp(Box::new(left), operator, Box::new(right)),
+        }
+    }
+
+    fn string_part(&self, part: StrPart<&'s str, Term<&'s str>>) -> StrPart<&'s str, Term<&'s str>> {
+        match part {
+            StrPart::Term(of) => StrPart::Term(self.term(of)),
+            StrPart::Str(_) | StrPart::Char(_) => part,
+        }
+    }
+
+    fn pattern(&self, this: Pattern<&'s str>) -> Pattern<&'s str> {
+        match this {
+            Pattern::Var(_) => this,
+            Pattern::Arr(parts) => Pattern::Arr(parts.into_iter().map(|part| self.pattern(part)).collect()),
+            Pattern::Obj(entries) => {
+                let entry = |(key, value)| (self.term(key), self.pattern(value));
+                Pattern::Obj(entries.into_iter().map(entry).collect())
+            }
+        }
+    }
+
+    fn path_part(&self, part: Part<Term<&'s str>>) -> Part<Term<&'s str>> {
+        let term = |of| self.term(of);
+        match part {
+            Part::Index(of) => Part::Index(term(of)),
+            Part::Range(from, until) => Part::Range(from.map(term), until.map(term)),
+        }
     }
 }
 
