@@ -9,6 +9,7 @@
 //! | [`heads`] | questions about heads: whom to ask, when to answer |
 //! | [`feeds`] | events in order and without loss, from one peer to another |
 //! | `penalties` | peers that are not listened to for a while |
+//! | `slowness` | peers whose connection is closed as it loses what is sent |
 //! | `dialing` | whom to dial, and when again |
 //! | `swarm` | the task that owns all of it |
 //! | [`handle`] | how the rest of the node talks to that task |
@@ -27,6 +28,7 @@ pub mod heads;
 pub mod identity;
 mod metrics;
 mod penalties;
+mod slowness;
 mod swarm;
 mod transport;
 pub mod validation;

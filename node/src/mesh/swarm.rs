@@ -27,7 +27,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{gossip::JoinedTopic, peers::SlowPeer, questions::PendingAnswer};
+use self::{gossip::JoinedTopic, questions::PendingAnswer};
 use super::{
     Config, Ports,
     behaviour::{Behaviour, BehaviourEvent, IDLE_TIMEOUT},
@@ -41,6 +41,7 @@ use super::{
     identity::{Identity, NetworkKey, peer_of},
     metrics::{FeedMetrics, Metrics},
     penalties::Penalties,
+    slowness::Slowness,
     transport,
     validation::Validator,
 };
@@ -112,7 +113,7 @@ struct Node {
     joined: HashMap<TopicHash, JoinedTopic>,
     validator: Validator,
     penalties: Penalties<PeerId>,
-    slow: HashMap<PeerId, SlowPeer>,
+    slowness: Slowness<PeerId>,
 
     dialer: Dialer,
     /// Dials under way.
@@ -172,7 +173,7 @@ impl Node {
             joined: HashMap::new(),
             validator: Validator::new(believed),
             penalties: Penalties::default(),
-            slow: HashMap::new(),
+            slowness: Slowness::default(),
             dialer: Dialer::new(identity.peer_id(), &config.bootstrap, &wanted, Instant::now()),
             dials: HashMap::new(),
             publishers,
@@ -327,6 +328,7 @@ impl Node {
             self.refuse(channel);
         }
         self.questions.tidy(now);
+        self.slowness.tidy(now);
         self.ask_all();
     }
 

@@ -1,6 +1,6 @@
 //! Who is connected, who is dialed, who is muted or too slow.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use libp2p::{
     Multiaddr, PeerId, identify, kad, ping,
@@ -18,22 +18,8 @@ use crate::{
     ports::IngestInput,
 };
 
-/// A peer that lost messages in each heartbeat for this long is cut off. It has lost more than its repair would
-/// notice as a hiccup, and a connection whose gossip handler is disabled (after five streams) looks just like it.
-const SLOW_FOR: Duration = Duration::from_secs(10);
-
-/// Losses further apart than this are separate hiccups: two heartbeats and a half.
-const SLOW_PAUSE: Duration = Duration::from_millis(2500);
-
 /// Addresses of one peer that are taken from what it says. An honest one has a few.
 const MAX_ADDRESSES: usize = 16;
-
-/// Since when a peer has been losing messages, and when it last did.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct SlowPeer {
-    since: Instant,
-    last: Instant,
-}
 
 impl Node {
     pub(super) fn dial_due(&mut self, now: Instant) {
@@ -118,7 +104,7 @@ impl Node {
         self.dialer.disconnected(peer, Instant::now(), chance());
         self.subscriptions.forget(&peer);
         self.held.forget(&peer);
-        self.slow.remove(&peer);
+        self.slowness.disconnected(&peer, Instant::now());
         if let Some(publisher) = self.live.remove(&peer) {
             tracing::info!(%peer, "publisher disconnected");
             self.unsaid.insert(publisher, false);
@@ -218,14 +204,8 @@ impl Node {
 
     pub(super) fn on_slow(&mut self, peer: PeerId, dropped: usize, now: Instant) {
         tracing::warn!(%peer, dropped, "peer too slow, messages to it dropped");
-        let slow = self.slow.entry(peer).or_insert(SlowPeer { since: now, last: now });
-        if now.duration_since(slow.last) > SLOW_PAUSE {
-            slow.since = now;
-        }
-        slow.last = now;
-        if now.duration_since(slow.since) >= SLOW_FOR {
+        if self.slowness.lost(peer, now, chance()) {
             tracing::warn!(%peer, "peer too slow for too long, closing its connection");
-            self.slow.remove(&peer);
             self.metrics.connections_reset.with_label_values(&["slow"]).inc();
             // Already gone is as good.
             let _ = self.swarm.disconnect_peer_id(peer);
