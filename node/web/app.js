@@ -4,6 +4,7 @@ import { Account } from "./account.js";
 import { BookView } from "./book-view.js";
 import { CandleSet } from "./candles.js";
 import { ChartView } from "./chart.js";
+import { Circuits } from "./circuits.js";
 import { Controls } from "./controls.js";
 import { Failures } from "./failures.js";
 import { Frames, byId, setText } from "./dom.js";
@@ -67,6 +68,7 @@ if (account) {
   account.use(client, frames.ask);
   frames.add(account);
 }
+if (controls) frames.add(new Circuits(controls, frames.ask));
 
 function showState(state) {
   const edge = edgeOf(state.url);

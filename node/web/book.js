@@ -9,7 +9,12 @@ import { canonical, compare } from "./decimal.js";
 
 /**
  * @typedef {{ price: string, quantity: string }} Level price canonical, quantity as sent
- * @typedef {{ asks?: [string, string][], bids?: [string, string][], timestamp?: number }} Depth
+ * @typedef {object} Depth
+ * @property {[string, string][]} [asks]
+ * @property {[string, string][]} [bids]
+ * @property {boolean} [snapshot]     these are all levels that there are
+ * @property {boolean} [incomplete]   nobody knows the book from here on, until the next that is whole
+ * @property {number} [timestamp]
  */
 
 // One second of diffs lies between two snapshots; 4,096 covers a very busy market. More are dropped, oldest first, and the
@@ -109,12 +114,16 @@ export class OrderBook {
   }
 
   /**
-   * A message of `depth.<symbol>`. One that an edge marks as a snapshot holds the whole book, whatever came before.
+   * A message of `depth.<symbol>`. One that an edge or the market marks as a snapshot holds the whole book, whatever came before.
    *
    * @param {{ sequence: number, previous: number | null, snapshot?: boolean, data: Depth }} message
    */
   diff({ sequence, previous, snapshot, data }) {
-    if (snapshot) {
+    if (data.incomplete) {
+      if (sequence > (this.sequence ?? 0)) this.#forget(sequence);
+      return;
+    }
+    if (snapshot || data.snapshot) {
       this.#audit = null;
       this.#adopt(sequence, data);
       return;
@@ -176,6 +185,14 @@ export class OrderBook {
     if (this.#buffer.length === 0 && diff.previous !== null) this.#needed = Math.max(this.#needed, diff.previous);
     if (this.#buffer.length === MAX_BUFFERED_DIFFS) this.#buffer.shift();
     this.#buffer.push(diff);
+  }
+
+  /** Nobody knows the book any more. */
+  #forget(sequence) {
+    this.#asks.clear();
+    this.#bids.clear();
+    this.#buffer = [];
+    this.#lose(sequence);
   }
 
   #lose(needed) {

@@ -32,13 +32,18 @@ export class Controls {
     return this.#post("/demo/kill", victim);
   }
 
-  async #post(path, body) {
-    const response = await fetch(this.#address + path, {
-      method: "POST",
-      headers: { "content-type": "application/json" },
-      body: JSON.stringify(body),
-      signal: AbortSignal.timeout(TIMEOUT_MS),
-    });
+  /** How the circuit breakers of all peers are. @returns {Promise<import("./circuits.js").Circuit[]>} */
+  async circuits() {
+    const { circuits } = await this.#ask("/demo/circuits", {});
+    return circuits;
+  }
+
+  #post(path, body) {
+    return this.#ask(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
+  }
+
+  async #ask(path, request) {
+    const response = await fetch(this.#address + path, { ...request, signal: AbortSignal.timeout(TIMEOUT_MS) });
     const answer = await response.json();
     if (!response.ok) throw new Error(answer.error ?? `the demo answers ${response.status}`);
     return answer;

@@ -43,6 +43,20 @@ test("a snapshot among the diffs replaces the book, and diffs that were kept go 
   assert.equal(slow.gaps + fresh.gaps + slow.mismatches, 0);
 });
 
+test("a book that the market no longer knows is none, until one that is whole", () => {
+  const lost = { asks: [], bids: [], incomplete: true };
+  const book = live();
+  book.diff({ sequence: 12, previous: 10, data: lost });
+  assert.deepEqual([levels(book.asks), levels(book.bids), book.synced], [[], [], false]);
+  book.snapshot({ sequence: 11, data: full });
+  assert.equal(book.synced, false, "of before");
+  book.diff({ sequence: 15, previous: 12, data: { asks: [["105", "1"]], bids: [], snapshot: true } });
+  book.diff({ sequence: 14, previous: 12, data: lost });
+  assert.deepEqual([levels(book.asks), book.synced, book.sequence], [[["105", "1"]], true, 15]);
+  book.diff({ sequence: 16, previous: 15, data: { asks: [["106", "2"]] } });
+  assert.deepEqual([levels(book.asks), book.gaps, book.mismatches], [[["105", "1"], ["106", "2"]], 0, 0]);
+});
+
 test("diffs before the snapshot are kept, and only the newer ones applied", () => {
   const book = new OrderBook();
   book.diff({ sequence: 11, previous: 10, data: { asks: [["101", "9"]] } });

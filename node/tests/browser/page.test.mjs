@@ -331,6 +331,11 @@ test("who signs in sees just their own orders, each verified", { skip }, async (
   bob.close();
 });
 
+test("the circuit breakers of the peers are shown", { skip }, async () => {
+  await untilText("a breaker for the source of each ingest peer", "circuits", (line) => /^Circuit breakers: [2-9] closed$/.test(line));
+  assert.equal(await page.evaluate(() => document.getElementById("circuits").dataset.open), "0");
+});
+
 test("no other site may ask the demo", { skip }, async () => {
   const { controls } = await (await fetch(new URL("network.json", PAGE_URL))).json();
   const ask = (origin) =>

@@ -11,8 +11,9 @@ use axum::{
     http::{HeaderValue, Method, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::post,
+    routing::{get, post},
 };
+use futures_util::future::join_all;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tickmesh::{
@@ -50,6 +51,7 @@ impl Controls {
         let router = Router::new()
             .route("/demo/token", post(token))
             .route("/demo/kill", post(kill))
+            .route("/demo/circuits", get(circuits))
             .with_state(self.clone())
             .merge(signing::router(keys).context("cannot serve the public keys")?)
             .layer(middleware::from_fn_with_state(self, only_pages));
@@ -138,13 +140,31 @@ async fn leader<'a>(peers: &'a [Running], topic: &Topic) -> Option<&'a Running> 
     None
 }
 
-/// How an ingest peer stands in a topic, if it answers: what operators see in `/mesh`.
+/// How an ingest peer stands in a topic, if it answers.
 async fn standing(peer: &Running, topic: &str) -> Option<Value> {
+    let page = page(peer).await?;
+    page["ingest"]["topics"].as_array()?.iter().find(|standing| standing["topic"] == topic).cloned()
+}
+
+/// What operators see in `/mesh` of a peer, if it answers.
+async fn page(peer: &Running) -> Option<Value> {
     let ops = format!("http://{}", peer.ops).parse().ok()?;
     let question = Ask { method: Method::GET, path: "/mesh", headers: &[], body: String::new() };
     let (_, page) = ask(&ops, question).await.ok()?;
-    let page: Value = serde_json::from_slice(&page).ok()?;
-    page["ingest"]["topics"].as_array()?.iter().find(|standing| standing["topic"] == topic).cloned()
+    serde_json::from_slice(&page).ok()
+}
+
+/// The circuit breakers of all peers that answer.
+async fn circuits(State(controls): State<Controls>) -> Json<Value> {
+    let pages = join_all(controls.peers.iter().map(page)).await;
+    let of = |(peer, page): (&Running, Option<Value>)| {
+        let circuits = page?["circuits"].as_object()?.clone();
+        let name = peer.name;
+        let circuit = move |(target, state)| json!({ "peer": name, "target": target, "state": state });
+        Some(circuits.into_iter().map(circuit))
+    };
+    let all: Vec<_> = controls.peers.iter().zip(pages).filter_map(of).flatten().collect();
+    Json(json!({ "circuits": all }))
 }
 
 /// Why something is not done, for the page to show.
