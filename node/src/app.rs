@@ -20,6 +20,7 @@ use libp2p::Multiaddr;
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+pub use self::catalogue::with_catalogue;
 use self::{
     catalogue::Keeper,
     connect::MeshUpstream,

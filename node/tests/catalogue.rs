@@ -41,8 +41,9 @@ const INGEST: [&str; 2] = ["ingest-1", "ingest-2"];
 const KEYS: [&str; 2] = ["market.x", "market.y"];
 /// Changes in the long form of the test, and in `./test`.
 const CHANGES: (u32, u32) = (100, 10);
-/// Records of a stream before and after, for comparison.
+/// Records of a stream before and after, for comparison, and after each change: who watches sees changes, not a storm of commands.
 const QUIET: usize = 500;
+const BETWEEN: usize = 100;
 
 struct Rig {
     network: Network,
@@ -262,15 +263,18 @@ fn routes_change_under_load_and_the_others_flow_on() {
     // A stream that had no event yet has no position: everything is missed.
     let positions: serde_json::Map<_, _> =
         streams.iter().map(|stream| ((*stream).to_owned(), positions[*stream].clone())).collect();
-    let quiet =
-        |client: &mut Client| {
-            client.latencies.clear();
-            let until = client.of("trades.x").len() + QUIET;
+    let flow =
+        |client: &mut Client, records: usize| {
+            let until = client.of("trades.x").len() + records;
             rig.runtime.block_on(client.until("records have come", |events| {
                 events.get("trades.x").is_some_and(|of| of.len() >= until)
             }));
-            shown(std::mem::take(&mut client.latencies))
         };
+    let quiet = |client: &mut Client| {
+        client.latencies.clear();
+        flow(client, QUIET);
+        shown(std::mem::take(&mut client.latencies))
+    };
     println!("without changes   {}", quiet(&mut client));
     for mark in 1..=changes {
         // One, then the other, is asked; operators of the rest begin and end as well.
@@ -296,6 +300,7 @@ fn routes_change_under_load_and_the_others_flow_on() {
             changed.join().unwrap().unwrap()
         });
         assert!(said.starts_with(&format!("version {}", mark + 1)), "{said}");
+        flow(&mut client, BETWEEN);
     }
     println!("{changes} changes   {}", shown(std::mem::take(&mut client.latencies)));
     println!("without changes   {}", quiet(&mut client));
@@ -372,6 +377,13 @@ fn what_is_wrong_is_refused_whole() {
             "is not in the folder of the peer's configuration",
         ),
         ("[[source]]\nname = \"more\"\nkind = \"tape\"".into(), &[], "\"tape\" is no kind of source"),
+        (
+            "[[source]]\nname = \"more\"\nkind = \"kafka\"\nbrokers = \"a:1\"\ntopics = [\"t\"]\n\
+             properties = { \"plugin.library.paths\" = \"/tmp/mine.so\" }"
+                .into(),
+            &[],
+            "plugin.library.paths can be set in the peer's configuration file only",
+        ),
     ] {
         let refused = rig.change(0, &format!("{good}{bad}"), arguments).unwrap_err();
         assert!(refused.contains(reason), "{refused}");
@@ -405,7 +417,7 @@ fn files_of_a_folder_are_a_change() {
         fs::create_dir(&folder).unwrap();
         let file = source(redis, "engine", &["market.x"]) + &marked("tail", 1);
         fs::write(folder.join("engine.toml"), file).unwrap();
-        "[ingest]\ncatalogue = \"catalogue.d\"\n".into()
+        "[ingest]\ncatalogue = \"catalogue.d\"\n[dead_letters]\ntopic = \"letters\"\n".into()
     });
     rig.redis.add("market.x", "*", r#"{"k":"x","n":0}"#);
     let mut client = rig.connect();
@@ -438,12 +450,26 @@ fn files_of_a_folder_are_a_change() {
     // An operator does not change what files say.
     let refused = rig.change(0, "", &["--remove-route", "more"]).unwrap_err();
     assert!(refused.contains("is in a file of the peers' folder"), "{refused}");
+    // What its route could not take comes back, once that is mended.
+    let letters = |command: &str| {
+        rig.network.tickmesh(&["dead-letters", command, "--config", "ingest-1.toml", "--source", "second"])
+    };
+    rig.redis.add("market.y", "*", r#"{"n":5}"#);
+    wait_until("it is a dead letter", || letters("list").ends_with("1 letters").then_some(()));
+    let mended = more.replace("key = \".k\"", "key = '.k // \"y\"'");
+    fs::write(&file, source(&rig.redis, "second", &["market.y"]) + &mended).unwrap();
+    wait_until("both have it", || (rig.version(0) == 2.0 && rig.version(1) == 2.0).then_some(()));
+    let replayed = letters("replay");
+    assert!(replayed.starts_with("1 put back"), "{replayed}");
+    rig.runtime.block_on(client.until("it is an event", |events| {
+        events.get("more.y").is_some_and(|of| of.iter().any(|(.., data)| data["n"] == 5))
+    }));
     // A peer that is killed has it again; and the source goes with its file.
     rig.ingest[0].restart();
     rig.wait_ready();
-    assert_eq!(rig.version(0), 1.0);
-    fs::remove_file(rig.network.folder().join("catalogue.d").join("more.toml")).unwrap();
-    wait_until("both have it", || (rig.version(0) == 2.0 && rig.version(1) == 2.0).then_some(()));
+    assert_eq!(rig.version(0), 2.0);
+    fs::remove_file(&file).unwrap();
+    wait_until("both have it", || (rig.version(0) == 3.0 && rig.version(1) == 3.0).then_some(()));
     rig.wait_ready();
     assert!(!rig.ingest[0].get("/readyz").1.contains("second"));
     rig.redis.add("market.x", "*", r#"{"k":"x","n":4}"#);

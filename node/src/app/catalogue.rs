@@ -47,6 +47,7 @@ use super::{
     ingest_stage::{SOURCE_EVENTS, state_of_sibling},
 };
 use crate::{
+    config::IngestRole,
     ingest::{self, Asked, Control, NewLane},
     mesh::{MeshHandle, identity::peer_of},
     ops::metrics::Registry,
@@ -354,6 +355,22 @@ impl State {
         let plan = self.planner.plan(&next, Some(&self.plan))?;
         Ok((next, plan))
     }
+}
+
+/// What an ingest peer reads and makes: its configuration, and the catalogue that it has on disk.
+///
+/// # Errors
+/// If the catalogue cannot be read, or does not go together with the configuration.
+pub fn with_catalogue(role: &IngestRole, private: &Arc<HashSet<String>>) -> anyhow::Result<IngestRole> {
+    let kept = Kept::open(role.catalogue_file.as_deref(), role.catalogue_folder.as_deref())?;
+    let plan = Planner::new(role, Arc::clone(private)).plan(&kept.catalogue, None);
+    let Plan { routes, sources, .. } = plan.map_err(|faults| anyhow::anyhow!(faults.join("\n")))?;
+    let present = routes.values().flat_map(|table| table.iter()).filter(|route| !route.life.is_over());
+    Ok(IngestRole {
+        routes: present.map(|route| (*route.config).clone()).collect(),
+        sources: role.sources.iter().cloned().chain(sources).collect(),
+        ..role.clone()
+    })
 }
 
 /// Starts a source.

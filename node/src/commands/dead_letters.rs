@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context, ensure};
 use clap::{Args, Subcommand};
 use tickmesh::{
+    app,
     config::{Config, IngestRole, SourceRole, reader::Span},
     ingest::dead_letters::{Config as LettersConfig, Journal, Letter},
     ops::metrics::now_us,
@@ -115,6 +116,7 @@ impl Which {
         let mut config = Config::load(&self.config)?;
         let role = config.ingest.take();
         let role = role.context("the configuration has no role ingest, which alone has dead letters")?;
+        let role = app::with_catalogue(&role, &config.private)?;
         let letters = role.dead_letters.clone();
         let letters = letters.context(
             "the configuration has no [dead_letters]: they are on the operators' page /dead-letters alone",
@@ -271,7 +273,10 @@ impl Counts {
             (self.before, "were put back before"),
             (self.partly, "are left, as other routes took them: --partly puts them back as well"),
             (self.without, "are left, as their letters are without the record, which was too large"),
-            (self.unknown, "are left, as their source is not in the configuration, or keeps no log"),
+            (
+                self.unknown,
+                "are left, as their source is in neither the configuration nor the catalogue, or keeps no log",
+            ),
         ] {
             if count > 0 {
                 println!("{count} {words}");

@@ -6,7 +6,7 @@ use tickmesh_protocol::{
     Epoch, PublisherKey,
     catalogue::{Answer, Ask, Change, MAX_STANDING, Standing, begin_of},
 };
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::{Keeper, Refused, names};
 
@@ -15,6 +15,10 @@ const ROUND: Duration = Duration::from_millis(20);
 
 /// How many times the time between two rounds a version begins ahead of the foremost, at first.
 const AHEAD: u64 = 2;
+
+/// How old promises may be when it is decided: half of what others hold to them for (`siblings::PROMISE`), so that they do when
+/// they are told. Who was frozen since gives up.
+const DECIDE_WITHIN: Duration = Duration::from_millis(2500);
 
 /// Tries to find a position that nobody has read beyond; each is twice as far ahead.
 const TRIES: u32 = 5;
@@ -54,23 +58,15 @@ impl Keeper {
                 beyond = past.to_string();
                 continue;
             }
-            match self.promises(&live, &change, &at).await {
-                Ok(version) => {
-                    let decided = self.all(&live, &Ask::Commit { version }).await;
-                    for (peer, answer) in decided {
-                        if !matches!(answer, Ok(Answer::Done)) {
-                            tracing::warn!(
-                                peer = names(&[peer]),
-                                ?answer,
-                                version,
-                                "has not said that it takes the change over"
-                            );
-                        }
-                    }
-                    return self.decide(change, at).await;
-                }
+            let version = self.0.state.lock().await.kept.catalogue.version + 1;
+            let asked = Instant::now();
+            let agreed = match self.promises(&live, version, &change, &at).await {
+                Ok(()) => self.commit(&live, version, asked).await,
+                Err(refused) => Err(refused),
+            };
+            match agreed {
+                Ok(()) => return self.decide(change, at).await,
                 Err(refused) => {
-                    let version = self.0.state.lock().await.kept.catalogue.version + 1;
                     self.0.control.release().await;
                     self.all(&live, &Ask::Abort { version }).await;
                     match refused {
@@ -81,6 +77,23 @@ impl Keeper {
             }
         }
         Err(Refused::Beyond(beyond))
+    }
+
+    /// Tells those who have promised that it is decided.
+    ///
+    /// # Errors
+    /// If none of them waits for it any more, and so it is not.
+    async fn commit(&self, live: &[PublisherKey], version: u64, asked: Instant) -> Result<(), Refused> {
+        let too_late = || Refused::Busy("it took too long to hear of all; try again".into());
+        if asked.elapsed() > DECIDE_WITHIN {
+            return Err(too_late());
+        }
+        let answers = self.all(live, &Ask::Commit { version }).await;
+        for (peer, answer) in answers.iter().filter(|(_, answer)| !matches!(answer, Ok(Answer::Done))) {
+            let peer = names(&[*peer]);
+            tracing::warn!(peer, ?answer, version, "has not said that it takes the change over");
+        }
+        if is_decided(&answers) { Ok(()) } else { Err(too_late()) }
     }
 
     /// The siblings that are connected.
@@ -130,10 +143,10 @@ impl Keeper {
     async fn promises(
         &self,
         live: &[PublisherKey],
+        version: u64,
         change: &Change,
         at: &[(Epoch, u64)],
-    ) -> Result<u64, Refused> {
-        let version = self.0.state.lock().await.kept.catalogue.version + 1;
+    ) -> Result<(), Refused> {
         let ask = Ask::Promise { version, change: change.clone(), at: at.to_vec() };
         for (peer, answer) in self.all(live, &ask).await {
             let (reason, busy) = match answer {
@@ -145,7 +158,7 @@ impl Keeper {
             };
             return Err(Refused::Sibling { peer, reason, busy });
         }
-        Ok(version)
+        Ok(())
     }
 
     /// Everybody has promised.
@@ -154,5 +167,31 @@ impl Keeper {
         let (next, plan) = state.next(&change, at).map_err(Refused::Invalid)?;
         self.take_over(&mut state, next, plan).await?;
         Ok(state.kept.catalogue.version)
+    }
+}
+
+/// Whether a change is made: by somebody, or by who has not answered and so may have made it. What all refuse, nobody has made.
+fn is_decided(answers: &[(PublisherKey, Result<Answer, String>)]) -> bool {
+    answers.is_empty() || answers.iter().any(|(_, answer)| !matches!(answer, Ok(Answer::Refused { .. })))
+}
+
+#[cfg(test)]
+mod tests {
+    use tickmesh_protocol::SigningKey;
+
+    use super::*;
+
+    #[test]
+    fn what_all_refuse_is_not_decided() {
+        let peer = SigningKey::from_bytes(&[1; 32]).publisher();
+        let refused = || (peer, Ok(Answer::Refused { reason: "no longer".into(), busy: true }));
+        let done = || (peer, Ok(Answer::Done));
+        let silent = || (peer, Err("it does not answer".to_owned()));
+        assert!(is_decided(&[]), "there is nobody else");
+        for answers in [vec![done()], vec![silent()], vec![refused(), done()], vec![refused(), silent()]] {
+            assert!(is_decided(&answers), "{answers:?}");
+        }
+        assert!(!is_decided(&[refused()]));
+        assert!(!is_decided(&[refused(), refused()]));
     }
 }

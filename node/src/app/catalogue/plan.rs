@@ -21,6 +21,10 @@ use crate::{
     },
 };
 
+/// Properties of librdkafka that load code, or run it. Those that name files end in `.location`.
+const REACHING: &[&str] =
+    &["plugin.library.paths", "sasl.kerberos.kinit.cmd", "ssl.engine.id", "ssl.providers"];
+
 /// Makes plans. It remembers what it has read, since programs take a while to compile.
 pub(in crate::app) struct Planner {
     role: IngestRole,
@@ -178,7 +182,12 @@ impl Planner {
 
     fn read_source(&self, definition: &Definition, faults: &mut Vec<String>) -> Option<SourceRole> {
         let folder = self.role.folder.clone();
-        check_files(definition, faults);
+        let reaching = reaching_faults(definition);
+        if !reaching.is_empty() {
+            // It is not even looked at what these files hold.
+            faults.extend(reaching);
+            return None;
+        }
         read(definition, faults, |mut section| {
             let tiers = Tiers::read(&mut section);
             source::Config::read(section, &folder).map(|source| SourceRole { source, tiers })
@@ -201,19 +210,27 @@ impl Planner {
     }
 }
 
-/// What an operator sends over the network names files of the peer's own folder only: a source shows their content to a server.
-fn check_files(definition: &Definition, faults: &mut Vec<String>) {
-    let table: toml::Table = definition.text.parse().unwrap_or_default();
-    for (key, file) in table.iter().filter(|(key, _)| key.ends_with("_file")) {
-        let is_inside = |path: &Path| path.components().all(|part| matches!(part, Component::Normal(_)));
-        if definition.origin == Origin::Admin && !file.as_str().is_some_and(|file| is_inside(Path::new(file)))
-        {
-            faults.push(format!(
-                "{}: {key}: {file} is not in the folder of the peer's configuration",
-                definition.name
-            ));
-        }
+/// What an operator sends over the network names files of the peer's own folder only, as a source shows their content to a server;
+/// and no library or command, as those would run in the peer.
+fn reaching_faults(definition: &Definition) -> Vec<String> {
+    if definition.origin != Origin::Admin {
+        return Vec::new();
     }
+    let table: toml::Table = definition.text.parse().unwrap_or_default();
+    let is_inside = |path: &Path| path.components().all(|part| matches!(part, Component::Normal(_)));
+    let outside = |(key, file): (&String, &toml::Value)| {
+        let outside = key.ends_with("_file") && !file.as_str().is_some_and(|file| is_inside(Path::new(file)));
+        outside.then(|| {
+            format!("{}: {key}: {file} is not in the folder of the peer's configuration", definition.name)
+        })
+    };
+    let reaches = |key: &&String| key.ends_with(".location") || REACHING.contains(&key.as_str());
+    let properties = table.get("properties").and_then(toml::Value::as_table);
+    let reaching = properties.into_iter().flat_map(toml::Table::keys).filter(reaches);
+    let reaching = reaching.map(|key| {
+        format!("{}: properties: {key} can be set in the peer's configuration file only", definition.name)
+    });
+    table.iter().filter_map(outside).chain(reaching).collect()
 }
 
 fn read<T>(
