@@ -257,12 +257,13 @@ fn routes_change_under_load_and_the_others_flow_on() {
     let mut rig = Rig::start(|redis, _| source(redis, "engine", &KEYS) + TRADES);
     let writer = Writer::start(&rig.redis);
     rig.change(0, &marked("tail", 0), &[]).unwrap();
-    let mut client = rig.connect();
     let streams = ["trades.x", "trades.y", "tail.x", "tail.y"];
-    let positions = rig.runtime.block_on(client.subscribe(&streams));
-    // A stream that had no event yet has no position: everything is missed.
-    let positions: serde_json::Map<_, _> =
-        streams.iter().map(|stream| ((*stream).to_owned(), positions[*stream].clone())).collect();
+    // Who stands before the first event of all cannot be given what is no longer in a history.
+    let (mut client, positions) = wait_until("every stream has an event", || {
+        let mut client = rig.connect();
+        let positions = rig.runtime.block_on(client.subscribe(&streams));
+        streams.iter().all(|stream| !positions[*stream].is_null()).then_some((client, positions))
+    });
     let flow =
         |client: &mut Client, records: usize| {
             let until = client.of("trades.x").len() + records;

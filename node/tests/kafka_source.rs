@@ -12,7 +12,7 @@ mod support {
     pub mod source;
 }
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Instant};
 
 use rdkafka::producer::Producer;
 use support::{
@@ -104,18 +104,27 @@ async fn a_position_that_retention_took_is_noticed() {
     write(1);
     let mut source = Running::start(&broker.bootstrap(), &["short"], more);
     source.records(1).await;
-    // Nobody takes events, so the source stands still with a few records fetched ahead; the rest is deleted.
+    // Nobody takes events, so the source stands still with a few records fetched ahead; of those after them most are deleted.
+    let deadline = Instant::now() + DEADLINE;
+    let mut written: u64 = 1;
+    while source.events.len() < source.events.max_capacity() {
+        assert!(Instant::now() < deadline, "waited in vain for a full channel: {}", source.events.len());
+        write(50);
+        written += 50;
+    }
     write(400);
-    broker.delete_records("short", 0, 390).await;
-    source.until("the last record", |running| running.records.iter().any(|r| r.position == 400)).await;
+    let last = written + 400 - 1;
+    let oldest = last - 10;
+    broker.delete_records("short", 0, oldest as i64).await;
+    source.until("the last record", |running| running.records.iter().any(|r| r.position == last)).await;
     source.metric("tickmesh_source_positions_lost_total{source=\"engine\"} 1").await;
     let (_, position) = source.begins[source.begins.len() - 1];
-    assert_eq!(position, 390, "reading goes on at the oldest record, and says so");
+    assert_eq!(position, oldest, "reading goes on at the oldest record, and says so");
     let records = source.stop().await;
     let mut positions: Vec<u64> = records.iter().map(|record| record.position).collect();
     assert!(positions.is_sorted_by(|a, b| a < b), "no record twice");
-    positions.retain(|position| *position >= 390);
-    assert_eq!(positions, (390..=400).collect::<Vec<_>>());
+    positions.retain(|position| *position >= oldest);
+    assert_eq!(positions, (oldest..=last).collect::<Vec<_>>());
 }
 
 #[tokio::test(flavor = "multi_thread")]
