@@ -6,6 +6,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// WebSocket broker for exchanges: ingest peers read the event log, a gossipsub mesh carries it, edge peers push it to
 /// clients.
 #[derive(Parser)]
