@@ -40,7 +40,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungsten
 const INGEST: [&str; 2] = ["ingest-1", "ingest-2"];
 const KEYS: [&str; 2] = ["market.x", "market.y"];
 /// Changes in the long form of the test, and in `./test`.
-const CHANGES: (u32, u32) = (100, 10);
+const CHANGES: (u32, u32) = (100, 5);
 /// Records of a stream before and after, for comparison, and after each change: who watches sees changes, not a storm of commands.
 const QUIET: usize = 500;
 const BETWEEN: usize = 100;
