@@ -37,8 +37,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub(super) use self::{kept::Kept, siblings::of_sibling};
+pub(super) use self::siblings::of_sibling;
 use self::{
+    kept::Kept,
     opener::Opener,
     plan::{Plan, Planner},
 };
@@ -114,6 +115,20 @@ pub(super) struct Loaded {
     pub(super) kept: Kept,
     pub(super) planner: Planner,
     pub(super) plan: Plan,
+}
+
+impl Loaded {
+    /// Reads the catalogue on disk, and plans for it and a configuration.
+    ///
+    /// # Errors
+    /// If it cannot be read, or does not go together with the configuration.
+    pub(super) fn open(role: &IngestRole, private: Arc<HashSet<String>>) -> anyhow::Result<Self> {
+        let kept = Kept::open(role.catalogue_file.as_deref(), role.catalogue_folder.as_deref())?;
+        let mut planner = Planner::new(role, private);
+        let plan =
+            planner.plan(&kept.catalogue, None).map_err(|faults| anyhow::anyhow!(faults.join("\n")))?;
+        Ok(Self { kept, planner, plan })
+    }
 }
 
 /// Why a change is not made. Nothing has changed.
@@ -362,9 +377,7 @@ impl State {
 /// # Errors
 /// If the catalogue cannot be read, or does not go together with the configuration.
 pub fn with_catalogue(role: &IngestRole, private: &Arc<HashSet<String>>) -> anyhow::Result<IngestRole> {
-    let kept = Kept::open(role.catalogue_file.as_deref(), role.catalogue_folder.as_deref())?;
-    let plan = Planner::new(role, Arc::clone(private)).plan(&kept.catalogue, None);
-    let Plan { routes, sources, .. } = plan.map_err(|faults| anyhow::anyhow!(faults.join("\n")))?;
+    let Plan { routes, sources, .. } = Loaded::open(role, Arc::clone(private))?.plan;
     let present = routes.values().flat_map(|table| table.iter()).filter(|route| !route.life.is_over());
     Ok(IngestRole {
         routes: present.map(|route| (*route.config).clone()).collect(),

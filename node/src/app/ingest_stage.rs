@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Stage, Stages,
-    catalogue::{self, Keeper, Kept, Loaded, opener::Opener, plan::Planner, run_source},
+    catalogue::{self, Keeper, Loaded, opener::Opener, run_source},
     connect::MeshOutlet,
     letters::Letters,
 };
@@ -68,10 +68,8 @@ pub(super) struct IngestStage {
 impl IngestStage {
     pub(super) fn open(role: IngestRole, key: SigningKey, shared: &Shared<'_>) -> anyhow::Result<Self> {
         let me = key.publisher();
-        let kept = Kept::open(role.catalogue_file.as_deref(), role.catalogue_folder.as_deref())?;
-        let mut planner = Planner::new(&role, shared.private.clone());
-        let plan =
-            planner.plan(&kept.catalogue, None).map_err(|faults| anyhow::anyhow!(faults.join("\n")))?;
+        let loaded = Loaded::open(&role, shared.private.clone())?;
+        let plan = &loaded.plan;
         let letters = role.dead_letters.clone().map(|config| Letters::open(config, shared.registry));
         let carriers = letters.as_ref().map(Letters::stage);
         let opener = Opener::new(shared.region, shared.registry, shared.health, letters);
@@ -98,7 +96,6 @@ impl IngestStage {
         };
         let (ask, asked) = mpsc::channel(CATALOGUE_QUESTIONS);
         let opened = ingest::open(parts, ask).context("cannot open ingest")?;
-        let loaded = Loaded { kept, planner, plan };
         Ok(Self { me, stop, opened, sources, opener, loaded, asked, role, letters: carriers })
     }
 
