@@ -45,7 +45,7 @@ impl Form {
         let seconds = Duration::from_secs;
         let long = env::var("TICKMESH_CHAOS").is_ok_and(|form| form == "long");
         let (rate, beat, kills, outage, quiet) =
-            if long { (5_000, 2, 100, 30, 60) } else { (1_000, 10, 3, 5, 4) };
+            if long { (5_000, 2, 100, 30, 60) } else { (1_000, 10, 5, 5, 4) };
         let number = |name: &str, default: u64| {
             env::var(name)
                 .map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is no number")))
